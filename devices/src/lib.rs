@@ -5,6 +5,20 @@
 //! host ends, and its state is plain data.
 #![forbid(unsafe_code)]
 
+mod acpi_pm;
+mod bus;
+mod exit;
+mod i8042;
+mod panic;
+mod serial;
+
+pub use acpi_pm::{AcpiPm, RESET_VALUE, SLEEP_TYPE_S5};
+pub use bus::{Bus, BusError, lock};
+pub use exit::ExitPort;
+pub use i8042::I8042;
+pub use panic::PanicDevice;
+pub use serial::{Serial, SerialHost, SerialState, SerialStateError};
+
 use serde::{Deserialize, Serialize};
 use std::io;
 
@@ -34,7 +48,8 @@ pub trait BusDevice: Send {
 
 /// An interrupt line, as a device sees it.
 pub trait Interrupt: Send {
-    /// Raises the line's edge once.
+    /// Raises the line's edge once. When this returns, the edge is part of the interrupt controller's state, so that
+    /// whoever saves the controller after the devices have gone quiet loses none, and a restored device repeats none.
     ///
     /// # Errors
     /// What the host said when it would not take the interrupt.
