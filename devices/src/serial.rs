@@ -160,8 +160,28 @@ impl Persist for Serial {
     type Error = SerialStateError;
 
     fn save(&self) -> SerialState {
-        let port = self.port.state();
-        SerialState {
+        self.port.state().into()
+    }
+
+    fn from_state(state: &SerialState, host: SerialHost) -> Result<Self, SerialStateError> {
+        state.check()?;
+        let line = Line::muted(host.irq);
+        Port::from_state(&state.to_port(), line, Drained(host.drained), host.out)
+            .map(Self::around)
+            .map_err(|_| too_much_input(state.in_buffer.len()))
+    }
+}
+
+/// As after power-on.
+impl Default for SerialState {
+    fn default() -> Self {
+        serial::SerialState::default().into()
+    }
+}
+
+impl From<serial::SerialState> for SerialState {
+    fn from(port: serial::SerialState) -> Self {
+        Self {
             baud_divisor_low: port.baud_divisor_low,
             baud_divisor_high: port.baud_divisor_high,
             interrupt_enable: port.interrupt_enable,
@@ -173,14 +193,6 @@ impl Persist for Serial {
             scratch: port.scratch,
             in_buffer: port.in_buffer,
         }
-    }
-
-    fn from_state(state: &SerialState, host: SerialHost) -> Result<Self, SerialStateError> {
-        state.check()?;
-        let line = Line::muted(host.irq);
-        Port::from_state(&state.to_port(), line, Drained(host.drained), host.out)
-            .map(Self::around)
-            .map_err(|_| too_much_input(state.in_buffer.len()))
     }
 }
 
