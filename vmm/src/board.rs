@@ -1,0 +1,154 @@
+//! The board: which devices there are, at which addresses, on which lines.
+//!
+//! In: a VM to interrupt, the console's output, the devices' states. Out: two buses, and the states again. Holds: a device
+//! is built from its state only; a new machine's devices are built from the states of devices after reset.
+
+use crate::layout;
+use crate::panic_watch::PanicWatch;
+use crate::run_loop::Buses;
+use devices::{
+    AcpiPm, Bus, BusDevice, BusError, ExitPort, I8042, Interrupt, PanicDevice, Persist, Serial, SerialHost,
+    lock,
+};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+/// The state of every device.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BoardState {
+    /// COM1.
+    pub serial: <Serial as Persist>::State,
+    /// The keyboard controller.
+    pub i8042: <I8042 as Persist>::State,
+    /// ACPI sleep and reset registers.
+    pub acpi_pm: <AcpiPm as Persist>::State,
+    /// The panic device.
+    pub panic: <PanicDevice as Persist>::State,
+    /// The exit port.
+    pub exit: <ExitPort as Persist>::State,
+}
+
+/// Why a board could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    /// A device refused its state.
+    #[error("{device}: {reason}")]
+    State {
+        /// Which.
+        device: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Two devices at one address: a mistake in the layout.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// What the board needs of the host.
+pub struct BoardHost {
+    /// Takes the interrupts.
+    pub vm: Arc<VmFd>,
+    /// Takes the console's output.
+    pub console: Box<dyn Write + Send>,
+    /// Called when the guest has read all its input.
+    pub drained: Box<dyn Fn() + Send>,
+}
+
+/// The devices, and the buses that lead to them.
+pub struct Board {
+    serial: Arc<Mutex<Serial>>,
+    i8042: Arc<Mutex<I8042>>,
+    panic: Arc<Mutex<PanicDevice>>,
+    panicked: PanicWatch,
+    buses: Buses,
+}
+
+impl Board {
+    /// Builds the devices and puts each where [`layout`] says.
+    ///
+    /// # Errors
+    /// A state that its device refuses.
+    pub fn from_state(state: &BoardState, host: BoardHost) -> Result<Self, BoardError> {
+        let panicked = PanicWatch::default();
+        let serial = device("COM1", &state.serial, serial_host(host, panicked.clone()))?;
+        let i8042 = device::<I8042>("i8042", &state.i8042, ())?;
+        let panic = device("panic device", &state.panic, ())?;
+        let acpi_pm = device::<AcpiPm>("ACPI registers", &state.acpi_pm, ())?;
+        let exit = device::<ExitPort>("exit port", &state.exit, ())?;
+        let mut ports = Bus::new();
+        let mut put = |base: u16, len: u16, device: Arc<Mutex<dyn BusDevice>>| {
+            ports.insert(u64::from(base), u64::from(len), device)
+        };
+        put(layout::COM1, layout::COM1_LEN, serial.clone())?;
+        put(layout::I8042_DATA, layout::I8042_COMMAND - layout::I8042_DATA + 1, i8042.clone())?;
+        put(layout::PANIC_PORT, 1, panic.clone())?;
+        put(layout::ACPI_PM, layout::ACPI_PM_LEN, acpi_pm)?;
+        put(layout::EXIT_PORT, 1, exit)?;
+        let buses = Buses { ports: Arc::new(ports), memory: Arc::new(Bus::new()) };
+        Ok(Self { serial, i8042, panic, panicked, buses })
+    }
+
+    /// Every device's state. No vCPU may be running.
+    pub fn save(&self) -> BoardState {
+        BoardState {
+            serial: lock(&self.serial).save(),
+            i8042: lock(&self.i8042).save(),
+            panic: lock(&self.panic).save(),
+            acpi_pm: (),
+            exit: (),
+        }
+    }
+
+    /// The way to the devices, for a vCPU.
+    pub fn buses(&self) -> Buses {
+        self.buses.clone()
+    }
+
+    /// Bytes that the console's input has room for.
+    pub fn console_room(&self) -> usize {
+        lock(&self.serial).room()
+    }
+
+    /// Gives bytes to the console; returns how many it took.
+    pub fn console_input(&self, bytes: &[u8]) -> usize {
+        lock(&self.serial).enqueue(bytes)
+    }
+
+    /// Whether the guest's kernel has said on the console that it panicked.
+    pub fn panic_seen(&self) -> bool {
+        self.panicked.seen()
+    }
+}
+
+fn device<D: Persist>(
+    name: &'static str,
+    state: &D::State,
+    host: D::Host,
+) -> Result<Arc<Mutex<D>>, BoardError> {
+    let refused = |error: D::Error| BoardError::State { device: name, reason: error.to_string() };
+    Ok(Arc::new(Mutex::new(D::from_state(state, host).map_err(refused)?)))
+}
+
+fn serial_host(host: BoardHost, watch: PanicWatch) -> SerialHost {
+    let irq = Box::new(Line { vm: host.vm, gsi: layout::COM1_IRQ });
+    SerialHost { irq, out: Box::new(watch.over(host.console)), drained: host.drained }
+}
+
+/// An edge-triggered line into the in-kernel controllers. The call is synchronous: after it the edge is in the
+/// controllers' state, whereas an irqfd's edge may still be on its way when they are saved.
+struct Line {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl Interrupt for Line {
+    fn trigger(&self) -> io::Result<()> {
+        let set = |active| {
+            self.vm.set_irq_line(self.gsi, active).map_err(|e| io::Error::from_raw_os_error(e.errno()))
+        };
+        set(true)?;
+        set(false)
+    }
+}

@@ -1,0 +1,42 @@
+//! Capture: a paused machine becomes plain data.
+//!
+//! In: a [`PausedMachine`]. Out: its [`MachineState`]. Holds: every vCPU stands still and has no I/O left to complete, so
+//! the state is of one instant; RAM is not copied, it stays where it is for whoever saves or keeps it.
+
+use crate::board::BoardState;
+use crate::config::Shape;
+use crate::kvm::Ioctl;
+use crate::machine::PausedMachine;
+use crate::vcpu_state::{HostTsc, VcpuState};
+use crate::vm_state::{self, VmState};
+use serde::{Deserialize, Serialize};
+
+/// All of a machine but its RAM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    /// What the machine is made of.
+    pub shape: Shape,
+    /// What KVM holds for the machine as a whole.
+    pub vm: VmState,
+    /// One state for each vCPU, in the order of their ids.
+    pub vcpus: Vec<VcpuState>,
+    /// The devices.
+    pub board: BoardState,
+}
+
+impl PausedMachine<'_> {
+    /// Reads the machine's state.
+    ///
+    /// Order: the vCPUs before the interrupt controllers, because reading a vCPU's MP state works off what is pending for
+    /// it; the devices last, none of which raises an interrupt while the vCPUs stand still.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn capture(&self) -> Result<MachineState, Ioctl> {
+        let machine = self.machine();
+        let now = HostTsc::default();
+        let vcpus = self.vcpus().map(|vcpu| vcpu.save(&now)).collect::<Result<_, _>>()?;
+        let vm = vm_state::save(&machine.vm)?;
+        Ok(MachineState { shape: machine.shape.clone(), vm, vcpus, board: machine.board.save() })
+    }
+}

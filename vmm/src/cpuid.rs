@@ -1,0 +1,136 @@
+//! What processor the guest sees.
+//!
+//! In: what KVM can offer on this host, a vCPU's index, the number of vCPUs. Out: the CPUID entries to set. Holds: the
+//! guest sees one socket with one thread per core, APIC ids equal to vCPU indices, and no nested virtualization, whose
+//! state a snapshot does not carry. A guest restored on another host keeps the entries it was booted with.
+
+use crate::kvm::{During, Ioctl};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2 as Entry,
+};
+use kvm_ioctls::{Cap, Kvm};
+
+const HYPERVISOR: u32 = 1 << 31;
+const TSC_DEADLINE_TIMER: u32 = 1 << 24;
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
+const MONITOR: u32 = 1 << 3;
+const HTT: u32 = 1 << 28;
+
+/// What KVM supports on this host (`KVM_GET_SUPPORTED_CPUID`), with the timer that it has in the in-kernel LAPIC.
+///
+/// # Errors
+/// The failed call.
+pub fn supported(kvm: &Kvm) -> Result<Vec<Entry>, Ioctl> {
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).during("KVM_GET_SUPPORTED_CPUID")?;
+    let mut entries = cpuid.as_slice().to_vec();
+    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+        entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE_TIMER } else { 0 };
+    }
+    Ok(entries)
+}
+
+/// The entries of vCPU `index` out of `count`.
+pub fn for_vcpu(supported: &[Entry], index: u32, count: u32) -> Vec<Entry> {
+    let mut entries: Vec<Entry> =
+        supported.iter().copied().filter(|entry| !is_topology(entry.function)).collect();
+    entries.iter_mut().for_each(|entry| adjust(entry, index, count));
+    if supported.iter().any(|entry| entry.function >= 0xb && entry.function < 0x4000_0000) {
+        entries.extend(topology(0xb, index, count));
+    }
+    entries
+}
+
+/// The entries as the ioctl takes them.
+///
+/// # Errors
+/// More entries than KVM takes, as text for the caller's error.
+pub fn to_kvm(entries: &[Entry]) -> Result<CpuId, String> {
+    CpuId::from_entries(entries)
+        .map_err(|_| format!("{} CPUID entries, KVM takes {KVM_MAX_CPUID_ENTRIES}", entries.len()))
+}
+
+/// Extended topology leaves: the host's are replaced (0xb) or left out (0x1f, 0x8000_0026).
+fn is_topology(function: u32) -> bool {
+    matches!(function, 0xb | 0x1f | 0x8000_0026)
+}
+
+fn adjust(entry: &mut Entry, index: u32, count: u32) {
+    match entry.function {
+        1 => {
+            entry.ebx = entry.ebx & 0xffff | count << 16 | index << 24;
+            entry.ecx &= !(VMX | MONITOR);
+            entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+        }
+        // Intel's deterministic cache parameters: cores in the package; the last cache is shared by all of them.
+        4 if entry.eax & 0x1f != 0 => {
+            let sharing = if entry.eax >> 5 & 7 >= 3 { count - 1 } else { 0 };
+            entry.eax = entry.eax & 0x3fff | (count - 1) << 26 | sharing << 14;
+        }
+        0x8000_0001 => entry.ecx &= !SVM,
+        // AMD: number of threads in the package, and bits of the APIC id that number them.
+        0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (count - 1) | id_bits(count) << 12,
+        // AMD's cache topology: as leaf 4.
+        0x8000_001d if entry.eax & 0x1f != 0 => {
+            let sharing = if entry.eax >> 5 & 7 >= 3 { count - 1 } else { 0 };
+            entry.eax = entry.eax & 0x3fff | sharing << 14;
+        }
+        // AMD: extended APIC id, core id with one thread each, one node.
+        0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (index, index, 0),
+        _ => {}
+    }
+}
+
+/// Leaf 0xb: an SMT level with one thread, a core level with all vCPUs (Intel SDM vol. 2A, CPUID).
+fn topology(function: u32, index: u32, count: u32) -> [Entry; 3] {
+    let level = |number: u32, kind: u32, shift: u32, processors: u32| Entry {
+        function,
+        index: number,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: processors,
+        ecx: number | kind << 8,
+        edx: index,
+        ..Default::default()
+    };
+    [level(0, 1, 0, 1), level(1, 2, id_bits(count), count), level(2, 0, 0, 0)]
+}
+
+fn id_bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(function: u32) -> Entry {
+        Entry {
+            function,
+            eax: 0x1c06_3163,
+            ebx: 0xffff_ffff,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn each_vcpu_sees_its_own_apic_id() {
+        for index in 0..16 {
+            let entries = for_vcpu(&[leaf(1), leaf(0xb)], index, 16);
+            assert_eq!(entries[0].ebx >> 24, index);
+            assert_eq!(entries[0].ebx >> 16 & 0xff, 16);
+            let core = entries.iter().find(|e| e.function == 0xb && e.index == 1).unwrap();
+            assert_eq!((core.eax, core.ebx, core.edx), (4, 16, index));
+        }
+    }
+
+    #[test]
+    fn nested_virtualization_is_hidden() {
+        let entries = for_vcpu(&[leaf(1), leaf(0x8000_0001)], 0, 1);
+        assert_eq!(entries[0].ecx & VMX, 0);
+        assert_eq!(entries[1].ecx & SVM, 0);
+    }
+}

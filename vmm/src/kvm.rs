@@ -1,0 +1,104 @@
+//! What kvm-ioctls doesn't wrap, and the one shape of a KVM failure.
+//!
+//! In: file descriptors of vCPUs. Out: their answers as bindings' structs, or an [`Ioctl`] that names the call. Holds:
+//! every `ioctl` of our own is here.
+
+use kvm_bindings::{KVMIO, kvm_device_attr, kvm_sregs2};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::errno;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
+
+/// A KVM call that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} failed: {source}")]
+pub struct Ioctl {
+    /// The call's name in the KVM API.
+    pub call: &'static str,
+    /// What the kernel answered.
+    pub source: errno::Error,
+}
+
+/// Gives a bare `errno` the name of the call it came from.
+pub trait During<T> {
+    /// Names the call.
+    ///
+    /// # Errors
+    /// The same failure, named.
+    fn during(self, call: &'static str) -> Result<T, Ioctl>;
+}
+
+impl<T> During<T> for Result<T, errno::Error> {
+    fn during(self, call: &'static str) -> Result<T, Ioctl> {
+        self.map_err(|source| Ioctl { call, source })
+    }
+}
+
+#[allow(
+    missing_docs,
+    reason = "the macros make functions that can carry no comment; the KVM API documents them"
+)]
+mod numbers {
+    use super::*;
+
+    ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
+    ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+}
+use numbers::*;
+
+fn checked(ret: i32, call: &'static str) -> Result<(), Ioctl> {
+    if ret < 0 { Err(errno::Error::last()).during(call) } else { Ok(()) }
+}
+
+/// `KVM_GET_SREGS2`: segment and control registers, page-directory pointers included.
+///
+/// # Errors
+/// The failed call.
+pub fn get_sregs2(vcpu: &VcpuFd) -> Result<kvm_sregs2, Ioctl> {
+    let mut sregs = kvm_sregs2::default();
+    // SAFETY: the fd is a vCPU's, and the kernel writes one kvm_sregs2.
+    let ret = unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_SREGS2(), &mut sregs) };
+    checked(ret, "KVM_GET_SREGS2").map(|()| sregs)
+}
+
+/// `KVM_SET_SREGS2`.
+///
+/// # Errors
+/// The failed call.
+pub fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> Result<(), Ioctl> {
+    // SAFETY: the fd is a vCPU's, and the kernel reads one kvm_sregs2.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) };
+    checked(ret, "KVM_SET_SREGS2")
+}
+
+/// The vCPU's TSC offset (`KVM_VCPU_TSC_OFFSET`): guest TSC = scaled host TSC + offset. `None` where KVM has no such
+/// attribute (before Linux 5.16).
+pub fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
+    let mut offset = 0u64;
+    let attr = tsc_offset_attr(&raw mut offset as u64);
+    // SAFETY: the fd is a vCPU's; the kernel writes the u64 that `addr` points to, which outlives the call.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attr) };
+    (ret == 0).then_some(offset)
+}
+
+/// Sets the vCPU's TSC offset.
+///
+/// # Errors
+/// The failed call.
+pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), Ioctl> {
+    let attr = tsc_offset_attr(&raw const offset as u64);
+    // SAFETY: the fd is a vCPU's; the kernel reads the u64 that `addr` points to, which outlives the call.
+    let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
+    checked(ret, "KVM_SET_DEVICE_ATTR(TSC_OFFSET)")
+}
+
+fn tsc_offset_attr(addr: u64) -> kvm_device_attr {
+    kvm_device_attr {
+        group: kvm_bindings::KVM_VCPU_TSC_CTRL,
+        attr: u64::from(kvm_bindings::KVM_VCPU_TSC_OFFSET),
+        addr,
+        flags: 0,
+    }
+}

@@ -1,0 +1,150 @@
+//! A machine: RAM, vCPUs, devices, and whether they run.
+//!
+//! In: run, pause, console input. Out: a [`PausedMachine`], the only thing that can be captured, and the reason why a
+//! guest stopped. Holds: the parts drop in the order threads, devices, VM, RAM, so that nothing outlives what it uses.
+
+use crate::board::Board;
+use crate::config::Shape;
+use crate::ram::GuestRam;
+use crate::run_loop::Stop;
+use crate::vcpu::Vcpu;
+use crate::vcpu_thread::{Report, VcpuThread};
+use kvm_ioctls::VmFd;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The threads of a machine's vCPUs, and what they have said.
+pub(crate) struct Vcpus {
+    pub(crate) threads: Vec<VcpuThread>,
+    pub(crate) reports: Receiver<Report>,
+    pub(crate) event: Arc<EventFd>,
+    pub(crate) running: usize,
+    pub(crate) stop: Option<Stop>,
+}
+
+/// A machine, running or paused.
+pub struct Machine {
+    pub(crate) vcpus: Vcpus,
+    pub(crate) board: Board,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) ram: GuestRam,
+    pub(crate) shape: Shape,
+    pub(crate) started: Instant,
+    pub(crate) paused: bool,
+}
+
+impl Machine {
+    /// Stops every vCPU. The guest goes on when the value is dropped, unless the machine was paused before or
+    /// [`PausedMachine::keep`] is called.
+    pub fn pause(&mut self) -> PausedMachine<'_> {
+        self.vcpus.pause();
+        let resume = !self.paused;
+        self.paused = true;
+        PausedMachine { machine: self, resume }
+    }
+
+    /// Lets the vCPUs run, unless the guest has stopped for good.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.vcpus.run();
+    }
+
+    /// Whether the guest is held still.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Why the guest can't go on, if it can't.
+    pub fn stop_reason(&mut self) -> Option<Stop> {
+        self.vcpus.collect();
+        self.vcpus.stop.clone()
+    }
+
+    /// Becomes readable when [`Machine::stop_reason`] has something to say.
+    pub fn stop_event(&self) -> Arc<EventFd> {
+        self.vcpus.event.clone()
+    }
+
+    /// The devices.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// What kind of machine this is.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// When this process made it.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+}
+
+/// A machine whose vCPUs all stand still.
+pub struct PausedMachine<'a> {
+    machine: &'a mut Machine,
+    resume: bool,
+}
+
+impl PausedMachine<'_> {
+    /// Lets the machine stay paused.
+    pub fn keep(mut self) {
+        self.resume = false;
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        self.machine
+    }
+
+    pub(crate) fn vcpus(&self) -> impl Iterator<Item = MutexGuard<'_, Vcpu>> {
+        self.machine.vcpus.threads.iter().map(VcpuThread::vcpu)
+    }
+}
+
+impl Drop for PausedMachine<'_> {
+    fn drop(&mut self) {
+        if self.resume {
+            self.machine.resume();
+        }
+    }
+}
+
+impl Vcpus {
+    fn run(&mut self) {
+        if self.running > 0 || self.stop.is_some() {
+            return;
+        }
+        for thread in &self.threads {
+            thread.vcpu().tell_was_stopped();
+            thread.run();
+        }
+        self.running = self.threads.len();
+    }
+
+    fn pause(&mut self) {
+        if self.running > 0 {
+            self.threads.iter().for_each(VcpuThread::kick);
+        }
+        while self.running > 0 {
+            match self.reports.recv() {
+                Ok(report) => self.note(report),
+                Err(_) => self.running = 0,
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        while let Ok(report) = self.reports.try_recv() {
+            self.note(report);
+        }
+    }
+
+    /// The first reason counts.
+    fn note(&mut self, report: Report) {
+        self.running -= 1;
+        self.stop = self.stop.take().or(report);
+    }
+}

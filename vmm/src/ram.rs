@@ -1,0 +1,212 @@
+//! Guest RAM: where a guest's bytes live in this process.
+//!
+//! In: a memory size, or an open snapshot and where in it each range lies. Out: mapped guest memory, and for a capture,
+//! which chunks were never touched. Holds: a fresh guest's RAM is a memfd; a restored one's is a private mapping of its
+//! snapshot, so that the file never changes and clones share its pages.
+
+use crate::layout::{PAGE_SIZE, ram_ranges};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+/// Why guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The host would not give an anonymous file of this size.
+    #[error("cannot get {bytes} bytes of guest RAM from this host")]
+    Memfd {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A range could not be mapped.
+    #[error("cannot map {bytes} bytes of guest RAM at guest physical address {gpa:#x}: {reason}")]
+    Map {
+        /// Where the range begins.
+        gpa: u64,
+        /// Its length.
+        bytes: u64,
+        /// What the host said.
+        reason: String,
+    },
+    /// The page map, which tells what was touched, could not be opened.
+    #[error("cannot open /proc/self/pagemap, which tells the guest pages that were written")]
+    Pagemap(#[source] io::Error),
+}
+
+/// One range of guest RAM inside a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRange {
+    /// Guest physical address of the first byte.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where in the file it begins.
+    pub offset: u64,
+}
+
+/// A guest's RAM.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap,
+    pagemap: Option<File>,
+}
+
+impl GuestRam {
+    /// Zeroed RAM of `bytes` in a memfd. Pages cost nothing until touched.
+    ///
+    /// # Errors
+    /// When the host will not give so much address space.
+    pub fn new(bytes: u64) -> Result<Self, RamError> {
+        let file = Arc::new(memfd(bytes).map_err(|source| RamError::Memfd { bytes, source })?);
+        let mut offset = 0;
+        let mut regions = Vec::new();
+        for (gpa, len) in ram_ranges(bytes) {
+            regions.push(map(&file, FileRange { gpa, len, offset }, libc::MAP_SHARED)?);
+            offset += len;
+        }
+        Ok(Self { memory: collect(regions)?, pagemap: None })
+    }
+
+    /// RAM whose bytes are a snapshot's, mapped privately: what the guest writes never reaches the file.
+    ///
+    /// # Errors
+    /// When a range can't be mapped.
+    pub fn from_snapshot(file: File, ranges: &[FileRange]) -> Result<Self, RamError> {
+        let file = Arc::new(file);
+        let regions =
+            ranges.iter().map(|range| map(&file, *range, libc::MAP_PRIVATE)).collect::<Result<_, _>>()?;
+        let pagemap = File::open("/proc/self/pagemap").map_err(RamError::Pagemap)?;
+        Ok(Self { memory: collect(regions)?, pagemap: Some(pagemap) })
+    }
+
+    /// The mapped memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
+    ///
+    /// # Errors
+    /// An address outside RAM, or a host that won't say what was touched.
+    pub fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
+        if !self.touched(gpa, buf.len() as u64)? {
+            return Ok(false);
+        }
+        self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other)?;
+        Ok(true)
+    }
+
+    /// Whether any page in the range holds data: in the file behind it, or in this process's private copies.
+    fn touched(&self, gpa: u64, len: u64) -> io::Result<bool> {
+        let (region, start) = self
+            .memory
+            .to_region_addr(GuestAddress(gpa))
+            .ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?;
+        let behind = region.file_offset().ok_or_else(|| io::Error::other("guest RAM without a file"))?;
+        if holds_data(behind.file(), behind.start() + start.0, len)? {
+            return Ok(true);
+        }
+        let Some(pagemap) = &self.pagemap else { return Ok(false) };
+        let host = region.as_ptr() as u64 + start.0;
+        any_private_page(pagemap, host, len)
+    }
+}
+
+fn memfd(bytes: u64) -> io::Result<File> {
+    // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
+    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the fd was just made and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes)?;
+    Ok(file)
+}
+
+fn map(file: &Arc<File>, range: FileRange, sharing: i32) -> Result<GuestRegionMmap, RamError> {
+    let fail = |reason: String| RamError::Map { gpa: range.gpa, bytes: range.len, reason };
+    let region = MmapRegionBuilder::new(range.len as usize)
+        .with_file_offset(FileOffset::from_arc(file.clone(), range.offset))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(sharing | libc::MAP_NORESERVE)
+        .build()
+        .map_err(|e| fail(e.to_string()))?;
+    GuestRegionMmap::new(region, GuestAddress(range.gpa)).ok_or_else(|| fail("address overflow".into()))
+}
+
+fn collect(regions: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, RamError> {
+    GuestMemoryMmap::from_regions(regions).map_err(|e| RamError::Map {
+        gpa: 0,
+        bytes: 0,
+        reason: e.to_string(),
+    })
+}
+
+/// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`).
+fn holds_data(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    // SAFETY: the fd is open; the call moves only its offset, which nothing here uses.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
+    if found >= 0 {
+        return Ok((found as u64) < offset + len);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENXIO) { Ok(false) } else { Err(error) }
+}
+
+/// Whether the process has pages of its own in the range: present (bit 63) or swapped out (bit 62) in its page map
+/// (Documentation/admin-guide/mm/pagemap.rst).
+fn any_private_page(pagemap: &File, host: u64, len: u64) -> io::Result<bool> {
+    let mut entries = vec![0u8; (len / PAGE_SIZE * 8) as usize];
+    pagemap.read_exact_at(&mut entries, host / PAGE_SIZE * 8)?;
+    Ok(entries.chunks_exact(8).any(|entry| entry[7] & 0b1100_0000 != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_guest_has_touched_only_what_was_written() {
+        let ram = GuestRam::new(8 << 20).unwrap();
+        ram.memory().write_slice(b"here", GuestAddress(5 << 20)).unwrap();
+        let mut chunk = vec![0; 1 << 20];
+        assert!(!ram.read_touched(0, &mut chunk).unwrap());
+        assert!(ram.read_touched(5 << 20, &mut chunk).unwrap());
+        assert_eq!(&chunk[..4], b"here");
+    }
+
+    #[test]
+    fn a_restored_guest_reads_the_file_and_never_writes_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 << 20).unwrap();
+        file.write_all_at(b"saved", 1 << 20).unwrap();
+        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
+        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        ram.memory().write_slice(b"later", GuestAddress(3 << 20)).unwrap();
+        let mut chunk = vec![0; 1 << 20];
+        assert!(!ram.read_touched(0, &mut chunk).unwrap());
+        assert!(ram.read_touched(1 << 20, &mut chunk).unwrap());
+        assert_eq!(&chunk[..5], b"saved");
+        assert!(ram.read_touched(3 << 20, &mut chunk).unwrap());
+        assert_eq!(&chunk[..5], b"later");
+        let mut on_disk = [0; 5];
+        file.read_exact_at(&mut on_disk, 3 << 20).unwrap();
+        assert_eq!(on_disk, [0; 5]);
+    }
+
+    #[test]
+    fn ram_goes_on_after_the_hole() {
+        let ram = GuestRam::new(5 << 30).unwrap();
+        assert!(ram.memory().address_in_range(GuestAddress((4 << 30) + (2 << 30) - 1)));
+        assert!(!ram.memory().address_in_range(GuestAddress(0xc000_0000)));
+    }
+}

@@ -1,0 +1,112 @@
+//! A vCPU: its file descriptor and how it is stopped.
+//!
+//! In: a VM. Out: a vCPU that can be run, saved and restored. Holds: a kick is never lost, whether it comes before, in or
+//! after `KVM_RUN`.
+
+use crate::kvm::{During, Ioctl};
+use crate::vcpu_state::{self, HostTsc, HostVcpu, VcpuState, VcpuStateError};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_ioctls::{VcpuFd, VmFd};
+use libc::{c_int, c_void, siginfo_t};
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use vmm_sys_util::signal::register_signal_handler;
+
+/// One vCPU of a machine.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// KVM's end of it.
+    pub fd: VcpuFd,
+    host: Arc<HostVcpu>,
+}
+
+thread_local! {
+    /// `immediate_exit` of the vCPU that this thread runs; the kick's signal handler sets it.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+impl Vcpu {
+    /// Makes vCPU number `index`, its local APIC id as well.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn new(vm: &VmFd, index: u32, host: Arc<HostVcpu>) -> Result<Self, Ioctl> {
+        Ok(Self { fd: vm.create_vcpu(u64::from(index)).during("KVM_CREATE_VCPU")?, host })
+    }
+
+    /// Sets what `cpuid` answers; a state has it among the rest.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), Ioctl> {
+        let cpuid = CpuId::from_entries(entries).expect("KVM's own entries fit into its own limit");
+        self.fd.set_cpuid2(&cpuid).during("KVM_SET_CPUID2")
+    }
+
+    /// Its state; it must be stopped, with its last I/O completed.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn save(&self, now: &HostTsc) -> Result<VcpuState, Ioctl> {
+        vcpu_state::save(&self.fd, &self.host, now)
+    }
+
+    /// Puts a state into it.
+    ///
+    /// # Errors
+    /// The first value that KVM would not take.
+    pub fn restore(&self, state: &VcpuState, now: &HostTsc) -> Result<(), VcpuStateError> {
+        vcpu_state::restore(&self.fd, &self.host, state, now)
+    }
+
+    /// Tells a guest that uses kvmclock that it was stopped, so that its watchdogs don't count the time. A guest that
+    /// doesn't use it, or not yet, makes KVM answer EINVAL, which is fine.
+    pub fn tell_was_stopped(&self) {
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// Binds the vCPU to the calling thread: from now on a kick of this thread stops it.
+    pub fn bind_to_thread(&mut self) {
+        let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
+        IMMEDIATE_EXIT.set(immediate_exit);
+    }
+
+    /// Ends the binding; must be called before the vCPU is dropped.
+    pub fn unbind_from_thread(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+
+    /// Forgets a kick that was seen.
+    pub fn clear_kick(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    /// Has the next `KVM_RUN` finish what the last exit began, and nothing more.
+    pub fn kick_self(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+    }
+}
+
+/// The signal that kicks a vCPU's thread.
+pub fn kick_signal() -> c_int {
+    libc::SIGRTMIN()
+}
+
+/// Installs the kick's handler for the whole process; doing so again changes nothing.
+///
+/// # Errors
+/// What the host said.
+pub fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn kicked(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+        let flag = IMMEDIATE_EXIT.get();
+        if !flag.is_null() {
+            // SAFETY: the pointer is into the kvm_run page of the vCPU that this thread is bound to, and is cleared
+            // before that vCPU is dropped.
+            unsafe { flag.write_volatile(1) };
+        }
+    }
+    register_signal_handler(kick_signal(), kicked)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}

@@ -1,0 +1,171 @@
+//! A vCPU's thread: paused or running.
+//!
+//! In: run, a kick. Out: one report each time it stops. Holds: while it is paused, its vCPU is free for others to save;
+//! it keeps the same thread for life, because KVM waits for an RCU grace period when a vCPU changes threads.
+
+use crate::run_loop::{Buses, Step, Stop, step};
+use crate::vcpu::{Vcpu, kick_signal};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::Killable;
+
+/// What a thread says when it stops: nothing for a pause that was asked for, or why the guest can't go on.
+pub type Report = Option<Stop>;
+
+/// The machine's end of a vCPU's thread.
+pub struct VcpuThread {
+    vcpu: Arc<Mutex<Vcpu>>,
+    pause: Arc<AtomicBool>,
+    run: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where the threads' reports go: a channel, and an event for those that nobody asked for.
+#[derive(Clone)]
+pub struct Reports {
+    /// Takes each report.
+    pub sender: Sender<Report>,
+    /// Written when a report has a reason to stop.
+    pub event: Arc<EventFd>,
+}
+
+impl VcpuThread {
+    /// Starts a paused thread for the vCPU.
+    ///
+    /// # Errors
+    /// When the host has no thread to give.
+    pub fn new(index: u32, vcpu: Vcpu, buses: Buses, reports: Reports) -> io::Result<Self> {
+        let vcpu = Arc::new(Mutex::new(vcpu));
+        let pause = Arc::new(AtomicBool::new(false));
+        let (run, commands) = channel();
+        let mut body = Body { vcpu: vcpu.clone(), pause: pause.clone(), commands, buses, reports };
+        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || body.live())?;
+        Ok(Self { vcpu, pause, run: Some(run), thread: Some(thread) })
+    }
+
+    /// Lets the vCPU run.
+    pub fn run(&self) {
+        self.pause.store(false, Ordering::SeqCst);
+        if let Some(run) = &self.run {
+            // It fails only when the thread has ended, which it does only when `run` is dropped.
+            let _ = run.send(());
+        }
+    }
+
+    /// Asks the vCPU to stop; its report follows.
+    pub fn kick(&self) {
+        self.pause.store(true, Ordering::SeqCst);
+        if let Some(thread) = &self.thread {
+            // It fails only for a thread that has ended.
+            let _ = thread.kill(kick_signal());
+        }
+    }
+
+    /// The vCPU, once its thread has paused.
+    pub fn vcpu(&self) -> MutexGuard<'_, Vcpu> {
+        lock(&self.vcpu)
+    }
+}
+
+/// The thread ends with its handle.
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        self.run = None;
+        self.kick();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+enum State {
+    Paused,
+    Running,
+    Ended,
+}
+
+struct Body {
+    vcpu: Arc<Mutex<Vcpu>>,
+    pause: Arc<AtomicBool>,
+    commands: Receiver<()>,
+    buses: Buses,
+    reports: Reports,
+}
+
+impl Body {
+    fn live(&mut self) {
+        lock(&self.vcpu).bind_to_thread();
+        let mut state = State::Paused;
+        loop {
+            state = match state {
+                State::Paused => self.paused(),
+                State::Running => self.running(),
+                State::Ended => break,
+            };
+        }
+        lock(&self.vcpu).unbind_from_thread();
+    }
+
+    fn paused(&self) -> State {
+        if self.commands.recv().is_ok() { State::Running } else { State::Ended }
+    }
+
+    fn running(&self) -> State {
+        let mut vcpu = lock(&self.vcpu);
+        let report = self.run_guest(&mut vcpu);
+        let report = report.or(self.settle(&mut vcpu));
+        drop(vcpu);
+        self.report(report);
+        State::Paused
+    }
+
+    fn run_guest(&self, vcpu: &mut Vcpu) -> Report {
+        loop {
+            match step(vcpu, &self.buses) {
+                Step::Continue => {}
+                Step::Interrupted if self.told_to_pause(vcpu) => return None,
+                Step::Interrupted => {}
+                Step::Stop(stop) => return Some(stop),
+            }
+        }
+    }
+
+    /// Finishes the instruction whose exit was answered last: until then the answer to a read is not in the guest's
+    /// registers. That may take further exits, as for a string instruction.
+    fn settle(&self, vcpu: &mut Vcpu) -> Report {
+        let report = loop {
+            vcpu.kick_self();
+            match step(vcpu, &self.buses) {
+                Step::Continue => {}
+                Step::Interrupted => break None,
+                Step::Stop(stop) => break Some(stop),
+            }
+        };
+        vcpu.clear_kick();
+        report
+    }
+
+    /// The kick is forgotten before the flag is read: one that comes in between is seen here, one that comes later stops
+    /// the next `KVM_RUN`.
+    fn told_to_pause(&self, vcpu: &mut Vcpu) -> bool {
+        vcpu.clear_kick();
+        self.pause.load(Ordering::SeqCst)
+    }
+
+    fn report(&self, report: Report) {
+        let unasked = report.is_some();
+        // Nobody listens any more when the machine is being dropped.
+        let _ = self.reports.sender.send(report);
+        if unasked {
+            let _ = self.reports.event.write(1);
+        }
+    }
+}
+
+fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,87 @@
+//! The KVM VM: memory slots, interrupt controllers, timer chip.
+//!
+//! In: a KVM handle and guest RAM. Out: a VM file descriptor that vCPUs can be made on. Holds: memory slots are
+//! registered before the interrupt controllers are created, since on a host with shadow paging the other order costs
+//! milliseconds for each GiB.
+
+use crate::kvm::{During, Ioctl};
+use crate::layout;
+use crate::ram::GuestRam;
+use crate::vcpu_state::HostVcpu;
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use std::sync::Arc;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+/// Why there is no KVM to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No device node.
+    #[error("/dev/kvm is not there: this host has no KVM, or its module is not loaded")]
+    Missing,
+    /// A node that this user may not open.
+    #[error("/dev/kvm can't be opened: permission denied (its group, often `kvm`, may open it)")]
+    Permission,
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] Ioctl),
+    /// KVM lacks something without which a machine can't be saved whole.
+    #[error("this host's KVM lacks {0}, which this monitor needs (Linux 5.17 and later have it)")]
+    Lacks(&'static str),
+}
+
+/// Opens `/dev/kvm` and checks that it has what a machine needs.
+///
+/// # Errors
+/// No device, no permission, or a KVM that is too old.
+pub fn open() -> Result<Kvm, OpenError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => OpenError::Missing,
+        libc::EACCES | libc::EPERM => OpenError::Permission,
+        _ => OpenError::Other(Ioctl { call: "open(/dev/kvm)", source: error }),
+    })?;
+    let sregs2 = i32::from(kvm.check_extension_raw(u64::from(kvm_bindings::KVM_CAP_SREGS2)) > 0);
+    match (sregs2, kvm.check_extension(Cap::Xsave2), kvm.check_extension(Cap::ImmediateExit)) {
+        (0, ..) => Err(OpenError::Lacks("KVM_CAP_SREGS2")),
+        (_, false, _) => Err(OpenError::Lacks("KVM_CAP_XSAVE2")),
+        (.., false) => Err(OpenError::Lacks("KVM_CAP_IMMEDIATE_EXIT")),
+        _ => Ok(kvm),
+    }
+}
+
+/// Makes a VM around the RAM, or around none: such a VM never runs, and shows what KVM's reset state is.
+///
+/// # Errors
+/// The failed call.
+pub fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<Arc<VmFd>, Ioctl> {
+    let vm = kvm.create_vm().during("KVM_CREATE_VM")?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).during("KVM_SET_IDENTITY_MAP_ADDR")?;
+    vm.set_tss_address(layout::KVM_TSS as usize).during("KVM_SET_TSS_ADDR")?;
+    if let Some(ram) = ram {
+        register_memslots(&vm, ram)?;
+    }
+    vm.create_irq_chip().during("KVM_CREATE_IRQCHIP")?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).during("KVM_CREATE_PIT2")?;
+    Ok(Arc::new(vm))
+}
+
+/// What saving a vCPU of this VM needs to know.
+pub fn host_vcpu(vm: &VmFd, msr_list: Vec<u32>) -> HostVcpu {
+    HostVcpu { msr_list, xsave_size: vm.check_extension_int(Cap::Xsave2).max(4096) as usize }
+}
+
+fn register_memslots(vm: &VmFd, ram: &GuestRam) -> Result<(), Ioctl> {
+    for (slot, region) in ram.memory().iter().enumerate() {
+        let memslot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping lives as long as the machine: `Machine` holds VM and RAM and drops the VM first.
+        unsafe { vm.set_user_memory_region(memslot) }.during("KVM_SET_USER_MEMORY_REGION")?;
+    }
+    Ok(())
+}
