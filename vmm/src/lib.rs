@@ -2,6 +2,7 @@
 //!
 //! Files are in reading order: each imports only from those above it.
 
+pub mod acpi;
 pub mod board;
 pub mod capture;
 pub mod config;

@@ -1,0 +1,177 @@
+//! The ACPI tables that a guest finds.
+//!
+//! In: the number of vCPUs. Out: the bytes to put at [`RSDP`]. Holds: every address in them is the layout's, every value
+//! that a device compares is the device's own, and the whole fits below [`layout::ACPI_TABLES_END`].
+//!
+//! ```text
+//! RSDP ──► XSDT ──┬──► FADT ──► DSDT   COM1, the panic device, \_S5
+//!                 └──► MADT            a local APIC per vCPU, the I/O APIC, NMI on LINT1
+//! ```
+//!
+//! # Why hardware-reduced ACPI
+//!
+//! Full ACPI wants a PM1 event block, a PM timer and an SCI to wire, to save and to restore, of which a guest uses
+//! nothing but soft off. Hardware-reduced ACPI (ACPI 6.5, 4.1) does that with three byte registers and no interrupt.
+//!
+//! Its price is that Linux then leaves the PIT and the two PICs alone (`acpi_generic_reduced_hw_init`: no `timer_init`,
+//! no `pre_vector_init`, `null_legacy_pic`), and so goes without the boot-time check of the PIT's interrupt. What takes
+//! the PIT's place:
+//! - the frequency of the TSC comes from kvmclock, and it is the time source too;
+//! - the local APIC's timer needs no calibration where CPUID has the TSC deadline, and elsewhere `calibrate_APIC_clock`
+//!   polls the TSC (since Linux 5.4), so a guest without TSC deadline boots as well. It stays usable for high resolution
+//!   only if CPUID leaf 6 has ARAT, since there is no other timer to wake an idle CPU; KVM offers that bit everywhere.
+//!
+//! Without PICs there are no fixed ISA interrupts either: a device's line reaches Linux through its `_CRS` alone. That
+//! is why COM1 is in the DSDT, and why the MADT has no interrupt source overrides.
+
+use crate::layout;
+use acpi_tables::Aml;
+use acpi_tables::aml::{self, Path};
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+
+/// Where the guest is told to look for the RSDP: the first of the bytes that [`tables`] returns.
+pub const RSDP: u64 = layout::ACPI_TABLES;
+
+const OEM_ID: [u8; 6] = *b"VMM   ";
+const OEM_TABLE_ID: [u8; 8] = *b"SNAPSHOT";
+const OEM_REVISION: u32 = 1;
+
+/// Length of a table header, and of the MADT up to its first structure.
+const HEADER_LEN: u32 = 36;
+const MADT_LEN: u32 = 44;
+
+/// The I/O APIC's id, as KVM's says it. Local APIC ids begin at 0 too: since the xAPIC the two are counted apart.
+const IOAPIC_ID: u8 = 0;
+
+/// FADT, IA-PC boot architecture: don't probe for VGA. (ACPI 6.5, table 5.11.)
+const BOOT_NO_VGA: u16 = 1 << 2;
+/// FADT, IA-PC boot architecture: no CMOS RTC; the wall clock is kvmclock's.
+const BOOT_NO_CMOS_RTC: u16 = 1 << 5;
+
+/// The tables for a machine with `vcpus` processors, a number within [`layout::VCPUS`]. They go to [`RSDP`].
+pub fn tables(vcpus: u32) -> Vec<u8> {
+    let mut memory = Tables::default();
+    let dsdt = memory.add(&dsdt());
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(memory.add(&fadt(dsdt)));
+    xsdt.add_entry(memory.add(&madt(vcpus)));
+    let xsdt = memory.add(&xsdt);
+    memory.finish(xsdt)
+}
+
+/// Tables one after another, as they will lie from [`RSDP`] on, with room for the RSDP itself in front.
+struct Tables(Vec<u8>);
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self(vec![0; Rsdp::len()])
+    }
+}
+
+impl Tables {
+    /// Appends a table and returns its guest physical address, aligned to 8 bytes.
+    fn add(&mut self, table: &dyn Aml) -> u64 {
+        self.0.resize(self.0.len().next_multiple_of(8), 0);
+        let address = RSDP + self.0.len() as u64;
+        table.to_aml_bytes(&mut self.0);
+        address
+    }
+
+    fn finish(self, xsdt: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut bytes);
+        bytes.extend(&self.0[Rsdp::len()..]);
+        bytes
+    }
+}
+
+/// Fixed description table. The i8042's bit stays clear, so that Linux doesn't probe for a keyboard: the controller is
+/// there for its reset line only, and a reset through ACPI comes before that.
+fn fadt(dsdt: u64) -> FADT {
+    let port = u64::from(layout::ACPI_PM);
+    let register = |offset| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port + offset);
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::HwReducedAcpi);
+    fadt.iapc_boot_arch = (BOOT_NO_VGA | BOOT_NO_CMOS_RTC).into();
+    fadt.sleep_control_reg = register(0);
+    fadt.sleep_status_reg = register(1);
+    fadt.reset_reg = register(2);
+    fadt.reset_value = devices::RESET_VALUE;
+    fadt.finalize()
+}
+
+/// Multiple APIC description table. Flags are zero: no `PCAT_COMPAT`, since the guest need not mask any PIC.
+fn madt(vcpus: u32) -> Sdt {
+    debug_assert!(layout::VCPUS.contains(&vcpus));
+    let mut madt = Sdt::new(*b"APIC", MADT_LEN, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    madt.write_u32(HEADER_LEN as usize, layout::LOCAL_APIC as u32);
+    for id in 0..vcpus as u8 {
+        madt.append_slice(&bytes(&ProcessorLocalApic::new(id, id, EnabledStatus::Enabled)));
+    }
+    madt.append_slice(&bytes(&IoApic::new(IOAPIC_ID, layout::IOAPIC as u32, 0)));
+    madt.append_slice(&LINT1_NMI);
+    madt
+}
+
+/// Local APIC NMI structure (ACPI 6.5, 5.2.12.7): of all processors, with the bus's polarity and trigger mode, LINT1.
+const LINT1_NMI: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
+
+/// The devices and the soft-off state.
+fn dsdt() -> Sdt {
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    for object in [soft_off(), com1(), panic_device()] {
+        dsdt.append_slice(&object);
+    }
+    dsdt
+}
+
+/// `\_S5`: the value for the sleep control register; the others are of no use with one register.
+fn soft_off() -> Vec<u8> {
+    let package = aml::Package::new(vec![&devices::SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
+    bytes(&aml::Name::new(Path::new("\\_S5_"), &package))
+}
+
+/// A 16550A-compatible port, with an interrupt of its own: edge, active high.
+fn com1() -> Vec<u8> {
+    let ports = io(layout::COM1, layout::COM1_LEN);
+    let line = aml::Interrupt::new(true, true, false, false, layout::COM1_IRQ);
+    let resources = aml::ResourceTemplate::new(vec![&ports, &line]);
+    device("\\_SB_.COM1", &aml::EISAName::new("PNP0501"), &resources)
+}
+
+/// pvpanic (QEMU, `docs/specs/pvpanic`).
+fn panic_device() -> Vec<u8> {
+    let ports = io(layout::PANIC_PORT, 1);
+    device("\\_SB_.PEVT", &"QEMU0001", &aml::ResourceTemplate::new(vec![&ports]))
+}
+
+fn device(path: &str, id: &dyn Aml, resources: &dyn Aml) -> Vec<u8> {
+    let hid = aml::Name::new(Path::new("_HID"), id);
+    let uid = aml::Name::new(Path::new("_UID"), &aml::ZERO);
+    let crs = aml::Name::new(Path::new("_CRS"), resources);
+    bytes(&aml::Device::new(Path::new(path), vec![&hid, &uid, &crs]))
+}
+
+fn io(first: u16, len: u16) -> aml::IO {
+    aml::IO::new(first, first, 1, len as u8)
+}
+
+fn bytes(object: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    object.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+#[path = "acpi_tests.rs"]
+mod tests;
