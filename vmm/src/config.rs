@@ -3,6 +3,7 @@
 //! In: text from the command line. Out: a [`Shape`], which a machine of this host can have. Holds: what is refused is
 //! refused here, before anything is opened or allocated, in one line.
 
+use crate::kernel::KernelIdentity;
 use crate::layout::{PAGE_SIZE, VCPUS};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ pub struct Shape {
     /// Bytes of RAM.
     pub memory: u64,
     /// What is known of the kernel that was booted.
-    pub kernel: Option<String>,
+    pub kernel: KernelIdentity,
 }
 
 /// The least RAM that boot structures and a kernel can be placed in.

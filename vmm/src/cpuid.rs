@@ -51,6 +51,79 @@ pub fn to_kvm(entries: &[Entry]) -> Result<CpuId, String> {
         .map_err(|_| format!("{} CPUID entries, KVM takes {KVM_MAX_CPUID_ENTRIES}", entries.len()))
 }
 
+/// The processor's maker, as leaf 0 spells it.
+pub fn vendor(entries: &[Entry]) -> String {
+    let Some(leaf) = entries.iter().find(|entry| entry.function == 0) else { return "unknown".to_owned() };
+    let bytes = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The first thing that a guest with these entries was promised and a host with those can't give: its vendor, or a
+/// feature bit.
+pub fn first_lacking(promised: &[Entry], supported: &[Entry]) -> Option<String> {
+    let (wanted, there) = (vendor(promised), vendor(supported));
+    if wanted != there {
+        return Some(format!("a processor by {wanted} (this one is by {there})"));
+    }
+    promised.iter().find_map(|entry| lacking_feature(entry, supported))
+}
+
+fn lacking_feature(entry: &Entry, supported: &[Entry]) -> Option<String> {
+    let host = supported.iter().find(|e| (e.function, e.index) == (entry.function, entry.index)).copied();
+    let host = registers(&host.unwrap_or_default());
+    let masks = feature_masks(entry.function, entry.index);
+    let lacking = registers(entry).into_iter().zip(host).zip(masks).map(|((want, have), mask)| want & !have & mask);
+    let (register, bits) = ["EAX", "EBX", "ECX", "EDX"].into_iter().zip(lacking).find(|(_, bits)| *bits != 0)?;
+    let bit = bits.trailing_zeros();
+    let (leaf, index) = (entry.function, entry.index);
+    Some(format!("a processor feature: CPUID leaf {leaf:#x}.{index} {register} bit {bit}{}", feature(leaf, register, bit)))
+}
+
+fn registers(entry: &Entry) -> [u32; 4] {
+    [entry.eax, entry.ebx, entry.ecx, entry.edx]
+}
+
+/// Which bits of EAX, EBX, ECX and EDX tell of features. Left out are those that follow what the guest does (APIC,
+/// OSXSAVE, OSPKE) or that we set ourselves (hypervisor, HTT).
+fn feature_masks(leaf: u32, index: u32) -> [u32; 4] {
+    match (leaf, index) {
+        (1, _) => [0, 0, !(1 << 27 | HYPERVISOR | MONITOR), !(1 << 9 | HTT)],
+        (7, 0) => [0, !0, !(1 << 4), !0],
+        (7, _) => [!0, !0, 0, !0],
+        (0xd, 0) => [!0, 0, 0, !0],
+        (0xd, 1) => [!0, 0, 0, 0],
+        (0x8000_0001, _) => [0, 0, !0, !(1 << 9)],
+        (0x8000_0008, _) => [0, !0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+/// The names of features that are missed most often.
+fn feature(leaf: u32, register: &str, bit: u32) -> String {
+    let name = match (leaf, register, bit) {
+        (1, "ECX", 12) => "fma",
+        (1, "ECX", 17) => "pcid",
+        (1, "ECX", 21) => "x2apic",
+        (1, "ECX", 24) => "tsc_deadline_timer",
+        (1, "ECX", 26) => "xsave",
+        (1, "ECX", 28) => "avx",
+        (1, "ECX", 30) => "rdrand",
+        (7, "EBX", 0) => "fsgsbase",
+        (7, "EBX", 5) => "avx2",
+        (7, "EBX", 16) => "avx512f",
+        (7, "EBX", 18) => "rdseed",
+        (7, "EBX", 20) => "smap",
+        (7, "ECX", 3) => "pku",
+        (7, "ECX", 16) => "la57",
+        (0xd, "EAX", 1) => "xsavec",
+        (0xd, "EAX", 3) => "xsaves",
+        (0x8000_0001, "EDX", 26) => "1 GiB pages",
+        (0x8000_0001, "EDX", 27) => "rdtscp",
+        _ => return String::new(),
+    };
+    format!(" ({name})")
+}
+
 /// Extended topology leaves: the host's are replaced (0xb) or left out (0x1f, 0x8000_0026).
 fn is_topology(function: u32) -> bool {
     matches!(function, 0xb | 0x1f | 0x8000_0026)
@@ -125,6 +198,16 @@ mod tests {
             let core = entries.iter().find(|e| e.function == 0xb && e.index == 1).unwrap();
             assert_eq!((core.eax, core.ebx, core.edx), (4, 16, index));
         }
+    }
+
+    #[test]
+    fn a_feature_that_the_host_lacks_is_named() {
+        let with = |ebx| [leaf(0), Entry { function: 7, ebx, ..Default::default() }];
+        assert_eq!(first_lacking(&with(1 << 3), &with(1 << 3 | 1 << 5)), None);
+        let lacking = first_lacking(&with(1 << 16), &with(1 << 5)).unwrap();
+        assert!(lacking.contains("leaf 0x7.0 EBX bit 16 (avx512f)"), "{lacking}");
+        let other = Entry { ebx: 7, ..leaf(0) };
+        assert!(first_lacking(&[leaf(0)], &[other]).unwrap().contains("by"));
     }
 
     #[test]

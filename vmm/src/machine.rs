@@ -99,6 +99,11 @@ impl PausedMachine<'_> {
         self.machine
     }
 
+    /// The machine's RAM, which nobody writes now.
+    pub fn ram(&self) -> &GuestRam {
+        &self.machine.ram
+    }
+
     pub(crate) fn vcpus(&self) -> impl Iterator<Item = MutexGuard<'_, Vcpu>> {
         self.machine.vcpus.threads.iter().map(VcpuThread::vcpu)
     }

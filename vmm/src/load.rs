@@ -1,0 +1,139 @@
+//! Load: a snapshot file becomes a machine's state and RAM, if it is whole and this host can run it.
+//!
+//! In: a path. Out: [`MachineState`] and [`GuestRam`]. Holds: a snapshot is a stranger's until all of it but RAM has been
+//! checked, and what it claims is held against this machine's layout and this host before KVM sees any of it.
+
+use crate::board::BoardState;
+use crate::capture::MachineState;
+use crate::config::{self, ConfigError, Shape};
+use crate::kvm::Ioctl;
+use crate::ram::{FileRange, GuestRam, RamError};
+use crate::save::{BOARD, SECTION_VERSION, SHAPE, VM, vcpu_section};
+use crate::{cpuid, layout};
+use kvm_ioctls::Kvm;
+use serde::de::DeserializeOwned;
+use snapshot::{OpenError, SectionError, Snapshot, UnverifiedSnapshot, VerifyError};
+use std::path::Path;
+
+/// Why a snapshot was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It is damaged, or something else.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// A part is missing.
+    #[error("{path}: no section `{name}`: not a machine that this monitor can restore")]
+    Missing {
+        /// The snapshot.
+        path: String,
+        /// The section.
+        name: String,
+    },
+    /// A part doesn't decode.
+    #[error("{path}")]
+    Section {
+        /// The snapshot.
+        path: String,
+        /// What is wrong.
+        source: SectionError,
+    },
+    /// The parts contradict each other or this monitor's layout.
+    #[error("{path}: {reason}")]
+    Shape {
+        /// The snapshot.
+        path: String,
+        /// What contradicts what.
+        reason: String,
+    },
+    /// This host is smaller than the machine.
+    #[error(transparent)]
+    Host(#[from] ConfigError),
+    /// This host's processor is another.
+    #[error("{path} needs {needed}; this host has not")]
+    Processor {
+        /// The snapshot.
+        path: String,
+        /// What the guest was promised.
+        needed: String,
+    },
+    /// A KVM call failed.
+    #[error(transparent)]
+    Ioctl(#[from] Ioctl),
+    /// RAM could not be mapped.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+}
+
+/// Opens a snapshot and checks everything but its RAM.
+///
+/// # Errors
+/// It can't be opened, is damaged, or is something else.
+pub fn open(path: &Path) -> Result<Snapshot, LoadError> {
+    Ok(UnverifiedSnapshot::open(path)?.verify()?)
+}
+
+/// The state in a snapshot, in itself consistent.
+///
+/// # Errors
+/// Sections that are missing, damaged, or contradict each other.
+pub fn state(snapshot: &Snapshot) -> Result<MachineState, LoadError> {
+    let shape: Shape = section(snapshot, SHAPE)?;
+    check_shape(snapshot, &shape)?;
+    let vcpus = (0..shape.vcpus as usize).map(|index| section(snapshot, &vcpu_section(index)));
+    let vcpus = vcpus.collect::<Result<_, _>>()?;
+    let board: BoardState = section(snapshot, BOARD)?;
+    Ok(MachineState { vm: section(snapshot, VM)?, vcpus, board, shape })
+}
+
+/// Whether this host can run the machine.
+///
+/// # Errors
+/// Names the first thing that it lacks.
+pub fn check_host(kvm: &Kvm, snapshot: &Snapshot, state: &MachineState) -> Result<(), LoadError> {
+    config::check_host_memory(state.shape.memory)?;
+    let supported = cpuid::supported(kvm)?;
+    let lacking = cpuid::first_lacking(&state.vcpus[0].cpuid, &supported);
+    lacking.map_or(Ok(()), |needed| Err(LoadError::Processor { path: name(snapshot), needed }))
+}
+
+/// The snapshot's RAM, mapped privately.
+///
+/// # Errors
+/// A host that won't map it.
+pub fn ram(snapshot: &Snapshot) -> Result<GuestRam, LoadError> {
+    let unmapped = |source| LoadError::Open(OpenError::Open { path: snapshot.path().to_owned(), source });
+    let file = snapshot.file().try_clone().map_err(unmapped)?;
+    let ranges: Vec<_> = snapshot
+        .ram()
+        .iter()
+        .map(|mapped| FileRange { gpa: mapped.range.gpa, len: mapped.range.len, offset: mapped.offset })
+        .collect();
+    Ok(GuestRam::from_snapshot(file, &ranges)?)
+}
+
+fn section<T: DeserializeOwned>(snapshot: &Snapshot, wanted: &str) -> Result<T, LoadError> {
+    let missing = || LoadError::Missing { path: name(snapshot), name: wanted.to_owned() };
+    let section = snapshot.section(wanted).ok_or_else(missing)?;
+    section.decode(SECTION_VERSION).map_err(|source| LoadError::Section { path: name(snapshot), source })
+}
+
+/// The RAM ranges follow from the memory size; any others were made by someone else.
+fn check_shape(snapshot: &Snapshot, shape: &Shape) -> Result<(), LoadError> {
+    let refused = |reason: String| Err(LoadError::Shape { path: name(snapshot), reason });
+    let manifest = snapshot.manifest();
+    let ranges: Vec<_> = manifest.ram.ranges.iter().map(|range| (range.gpa, range.len)).collect();
+    if !layout::VCPUS.contains(&shape.vcpus) || manifest.vcpus != shape.vcpus {
+        return refused(format!("{} vCPUs in its manifest, {} in its machine", manifest.vcpus, shape.vcpus));
+    }
+    if shape.memory < config::MEMORY_MIN || ranges != layout::ram_ranges(shape.memory) {
+        return refused(format!("RAM ranges that no machine with {} bytes of memory has", shape.memory));
+    }
+    Ok(())
+}
+
+fn name(snapshot: &Snapshot) -> String {
+    snapshot.path().display().to_string()
+}

@@ -1,0 +1,91 @@
+//! How a VM ended, and the exit status that says so.
+//!
+//! In: a reason to stop, or a user's wish. Out: a status and a line of text. Holds: statuses below 16 are the monitor's;
+//! the exit port's are the guest's own, whatever they are.
+
+use crate::run_loop::Stop;
+use devices::Request;
+use std::fmt;
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// A triple fault: a reset as well, by a kernel that knows no other or by one that crashed.
+    TripleFault,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// The guest wrote this to the exit port.
+    Exit(u8),
+    /// The user ended it: escape key, `vmm stop`, or a snapshot that asked for it.
+    Stopped,
+    /// A signal ended it.
+    Signal(i32),
+    /// The monitor or KVM failed.
+    Fault(String),
+}
+
+impl Outcome {
+    /// What a stop means, for a guest that did or did not report a panic on its console before.
+    pub fn of(stop: Stop, panic_seen: bool) -> Self {
+        match stop {
+            Stop::Guest(Request::PowerOff) => Self::PoweredOff,
+            Stop::Guest(Request::Exit(status)) => Self::Exit(status),
+            Stop::Guest(Request::Panicked) => Self::Panicked,
+            Stop::Guest(Request::Reset) | Stop::TripleFault if panic_seen => Self::Panicked,
+            Stop::Guest(Request::Reset) => Self::Reset,
+            Stop::TripleFault => Self::TripleFault,
+            Stop::Fault(text) => Self::Fault(text),
+        }
+    }
+
+    /// The process's exit status. 1 and 2 are the monitor's own failures and wrong usage.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::PoweredOff | Self::Stopped => 0,
+            Self::Fault(_) => 1,
+            Self::Panicked => 3,
+            Self::Reset => 4,
+            Self::TripleFault => 5,
+            Self::Exit(status) => *status,
+            Self::Signal(signal) => 128 + *signal as u8,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => write!(f, "the guest powered off"),
+            Self::Reset => write!(f, "the guest asked for a reset"),
+            Self::TripleFault => write!(f, "the guest asked for a reset by a triple fault, or crashed"),
+            Self::Panicked => write!(f, "the guest's kernel panicked"),
+            Self::Exit(status) => write!(f, "the guest ended with status {status}"),
+            Self::Stopped => write!(f, "stopped"),
+            Self::Signal(signal) => write!(f, "ended by signal {signal}"),
+            Self::Fault(text) => write!(f, "the guest cannot go on: {text}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_after_a_panic_is_a_panic() {
+        let reset = Stop::Guest(Request::Reset);
+        assert_eq!(Outcome::of(reset.clone(), false), Outcome::Reset);
+        assert_eq!(Outcome::of(reset, true), Outcome::Panicked);
+        assert_eq!(Outcome::of(Stop::TripleFault, true), Outcome::Panicked);
+        assert_eq!(Outcome::of(Stop::Guest(Request::PowerOff), true), Outcome::PoweredOff);
+    }
+
+    #[test]
+    fn the_guest_chooses_its_status() {
+        assert_eq!(Outcome::of(Stop::Guest(Request::Exit(42)), true).status(), 42);
+    }
+}

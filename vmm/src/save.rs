@@ -1,0 +1,169 @@
+//! Save: a paused machine becomes a snapshot file.
+//!
+//! In: a [`PausedMachine`], a path. Out: the file, whole under its name or not there at all. Holds: what a host must
+//! offer is derived from the state itself, so it can't be forgotten; each device is a section of its own.
+
+use crate::capture::MachineState;
+use crate::kvm::Ioctl;
+use crate::machine::PausedMachine;
+use crate::ram::GuestRam;
+use crate::vcpu_state::VcpuState;
+use crate::{cpuid, layout};
+use snapshot::{
+    About, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange, RamSource, Registers, Section,
+    SectionError, Summary, WriteError,
+};
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// Version of the encoding of every section.
+pub const SECTION_VERSION: u32 = 1;
+/// Name of the section with the machine's [`crate::config::Shape`].
+pub const SHAPE: &str = "shape";
+/// Name of the section with what KVM holds for the VM.
+pub const VM: &str = "vm";
+/// Name of the section with the devices.
+pub const BOARD: &str = "board";
+/// The CPU vendor that a host must have.
+pub const NEED_VENDOR: &str = "cpu vendor";
+/// Bytes of XSAVE state that a host must be able to hold.
+pub const NEED_XSAVE: &str = "xsave bytes";
+/// The TSC's frequency in kHz, which a host must have or be able to scale to.
+pub const NEED_TSC: &str = "tsc kHz";
+
+/// Name of the section with a vCPU's state.
+pub fn vcpu_section(index: usize) -> String {
+    format!("vcpu{index}")
+}
+
+/// Why a machine was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// Its state could not be read.
+    #[error(transparent)]
+    Capture(#[from] Ioctl),
+    /// A part of it has no encoding.
+    #[error(transparent)]
+    Encode(#[from] SectionError),
+    /// The host has no random bytes for the snapshot's identity.
+    #[error("cannot get random bytes for the snapshot's generation id")]
+    Random(#[source] io::Error),
+    /// The file.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl PausedMachine<'_> {
+    /// Writes the machine to `path`, replacing a snapshot of that name only once the new one is whole. `progress` hears
+    /// how many bytes of RAM are done, and how many there are.
+    ///
+    /// # Errors
+    /// See [`SaveError`]; the machine is as before.
+    pub fn save(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
+        let state = self.capture()?;
+        let sections = sections(&state)?;
+        let vcpus: Vec<_> = state.vcpus.iter().map(debugger_registers).collect();
+        let ram = SavedRam::new(self.ram(), state.shape.memory);
+        let contents = Contents { about: about(&state)?, vcpus: &vcpus, sections: &sections, ram: &ram };
+        Ok(snapshot::write(path, &contents, progress)?)
+    }
+}
+
+fn sections(state: &MachineState) -> Result<Vec<Section>, SectionError> {
+    let mut sections = vec![
+        Section::encode(SHAPE, SECTION_VERSION, &state.shape)?,
+        Section::encode(VM, SECTION_VERSION, &state.vm)?,
+        Section::encode(BOARD, SECTION_VERSION, &state.board)?,
+    ];
+    for (index, vcpu) in state.vcpus.iter().enumerate() {
+        sections.push(Section::encode(&vcpu_section(index), SECTION_VERSION, vcpu)?);
+    }
+    Ok(sections)
+}
+
+fn about(state: &MachineState) -> Result<About, SaveError> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let version = state.shape.kernel.version.clone();
+    Ok(About {
+        generation: GenerationId::random().map_err(SaveError::Random)?,
+        created_unix_ns: now.as_nanos() as u64,
+        writer: concat!("vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
+        kernel: GuestKernel {
+            release: version.as_deref().and_then(|text| text.split(' ').next()).map(str::to_owned),
+            version,
+            build_id: state.shape.kernel.build_id.clone(),
+        },
+        host_needs: host_needs(&state.vcpus[0]),
+        devices: ["COM1", "i8042", "ACPI registers", "panic device", "exit port"].map(str::to_owned).to_vec(),
+    })
+}
+
+fn host_needs(vcpu: &VcpuState) -> Vec<HostNeed> {
+    let text = |name: &str, value: String| HostNeed { name: name.to_owned(), value: NeedValue::Text(value) };
+    let number = |name: &str, value| HostNeed { name: name.to_owned(), value: NeedValue::Number(value) };
+    let mut needs = vec![
+        text(NEED_VENDOR, cpuid::vendor(&vcpu.cpuid)),
+        number(NEED_XSAVE, vcpu.xsave.len() as u64),
+    ];
+    needs.extend(vcpu.tsc_khz.map(|khz| number(NEED_TSC, u64::from(khz))));
+    needs
+}
+
+/// What a debugger shows of a vCPU.
+fn debugger_registers(vcpu: &VcpuState) -> Registers {
+    let r = &vcpu.regs;
+    let [cs, ds, es, fs, gs, ss, ..] = vcpu.sregs.segments;
+    Registers {
+        rax: r.rax,
+        rbx: r.rbx,
+        rcx: r.rcx,
+        rdx: r.rdx,
+        rsi: r.rsi,
+        rdi: r.rdi,
+        rbp: r.rbp,
+        rsp: r.rsp,
+        r8: r.r8,
+        r9: r.r9,
+        r10: r.r10,
+        r11: r.r11,
+        r12: r.r12,
+        r13: r.r13,
+        r14: r.r14,
+        r15: r.r15,
+        rip: r.rip,
+        rflags: r.rflags,
+        cs: cs.selector,
+        ds: ds.selector,
+        es: es.selector,
+        fs: fs.selector,
+        gs: gs.selector,
+        ss: ss.selector,
+        fs_base: fs.base,
+        gs_base: gs.base,
+    }
+}
+
+/// Guest RAM as the snapshot's writer reads it.
+struct SavedRam<'a> {
+    ram: &'a GuestRam,
+    ranges: Vec<RamRange>,
+}
+
+impl<'a> SavedRam<'a> {
+    fn new(ram: &'a GuestRam, memory: u64) -> Self {
+        let ranges = layout::ram_ranges(memory).into_iter().map(|(gpa, len)| RamRange { gpa, len }).collect();
+        Self { ram, ranges }
+    }
+}
+
+impl RamSource for SavedRam<'_> {
+    fn ranges(&self) -> &[RamRange] {
+        &self.ranges
+    }
+
+    fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent> {
+        let touched = self.ram.read_touched(gpa, buf)?;
+        Ok(if touched { ChunkContent::Data } else { ChunkContent::Zero })
+    }
+}

@@ -1,0 +1,80 @@
+//! The two ways to a machine: boot a kernel, or restore a snapshot. Both end in [`Machine::from_state`].
+//!
+//! In: files. Out: a paused machine. Holds: nothing has run when something is refused.
+
+use crate::boot::{self, BootError, BootSource, Entry, registers};
+use crate::capture::MachineState;
+use crate::config::{self, ConfigError, Shape};
+use crate::kvm::Ioctl;
+use crate::load::{self, LoadError};
+use crate::machine::Machine;
+use crate::ram::{GuestRam, RamError};
+use crate::restore::{HostEnds, RestoreError};
+use crate::vcpu_state::VcpuState;
+use crate::acpi;
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
+use kvm_ioctls::Kvm;
+use snapshot::Snapshot;
+
+/// Why no machine came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The host is too small.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The kernel, its initrd or its command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The snapshot.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A KVM call failed.
+    #[error(transparent)]
+    Ioctl(#[from] Ioctl),
+    /// A state that this host would not take.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+}
+
+/// Boots a kernel: RAM is filled as a firmware would, and the state after reset is changed to where the kernel starts.
+///
+/// # Errors
+/// Files that can't be booted, or a host that can't run them.
+pub fn boot(kvm: &Kvm, mut shape: Shape, source: &BootSource, ends: HostEnds) -> Result<Machine, StartError> {
+    config::check_host_memory(shape.memory)?;
+    let ram = GuestRam::new(shape.memory)?;
+    let boot = boot::load(ram.memory(), source, shape.memory, &acpi::tables(shape.vcpus))?;
+    shape.kernel = boot.identity;
+    let mut state = MachineState::at_reset(kvm, shape)?;
+    state.vcpus.iter_mut().for_each(as_firmware_leaves_it);
+    enter(&mut state.vcpus[0], &boot.entry);
+    Ok(Machine::from_state(kvm, &state, ram, ends)?)
+}
+
+/// Restores a snapshot, all of which but RAM has been checked.
+///
+/// # Errors
+/// A host that lacks what the guest was promised, or won't take its state.
+pub fn restore(kvm: &Kvm, snapshot: &Snapshot, ends: HostEnds) -> Result<Machine, StartError> {
+    let state = load::state(snapshot)?;
+    load::check_host(kvm, snapshot, &state)?;
+    Ok(Machine::from_state(kvm, &state, load::ram(snapshot)?, ends)?)
+}
+
+fn as_firmware_leaves_it(vcpu: &mut VcpuState) {
+    registers::configure_lapic(&mut vcpu.lapic);
+    for msr in registers::boot_msrs() {
+        vcpu.msrs.set(msr.index, msr.data);
+    }
+}
+
+fn enter(vcpu: &mut VcpuState, entry: &Entry) {
+    let mut sregs = kvm_sregs2::from(vcpu.sregs);
+    registers::configure_sregs(entry, &mut sregs);
+    vcpu.sregs = sregs.into();
+    vcpu.regs = registers::registers(entry);
+    vcpu.mp_state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+}
