@@ -1,0 +1,192 @@
+//! The command line.
+//!
+//! In: arguments. Out: a [`Command`] with checked values. Holds: wrong usage ends here, with status 2 and one line that
+//! names what was wrong.
+
+use crate::api::Then;
+use crate::config::{parse_memory, parse_vcpus};
+use crate::kernel::ProtocolChoice;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A virtual machine monitor whose machines can be stopped, kept, copied and started again.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, after_help = STATUSES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const STATUSES: &str = "\
+Exit status of run and restore:
+  0  the guest powered off, or was stopped     3  the guest's kernel panicked
+  1  the monitor failed                        4  the guest asked for a reset
+  2  wrong usage                               5  triple fault
+  128+n  ended by signal n                     any: what the guest wrote to the exit port (0xf4)";
+
+/// A verb.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a kernel in a new VM
+    Run(Run),
+    /// Go on with a VM where a snapshot left it
+    Restore(Restore),
+    /// Save a running VM to a file
+    Snapshot(SnapshotArgs),
+    /// Say what a running VM is doing
+    Status(Remote),
+    /// Hold a running VM still
+    Pause(Remote),
+    /// Let a paused VM go on
+    Resume(Remote),
+    /// End a VM at once; its memory is lost
+    Stop(Remote),
+    /// Say what a snapshot is
+    Inspect(File),
+    /// Read every byte of a snapshot and check it
+    Verify(File),
+    /// Say what this host's KVM can do
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `vmm run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Kernel: a bzImage, or an ELF vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// RAM, for example 256M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, allow_hyphen_values = true)]
+    pub memory: u64,
+    /// Number of vCPUs, 1 to 16
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus, allow_hyphen_values = true)]
+    pub cpus: u32,
+    /// How an ELF kernel is entered
+    #[arg(long, value_enum, default_value_t = EntryChoice::Auto)]
+    pub entry: EntryChoice,
+    /// Name of the VM, for status and snapshots
+    #[arg(long, default_value = "vm", value_parser = parse_name)]
+    pub name: String,
+    /// Start Linux even where this host's KVM cannot run it
+    #[arg(long)]
+    pub force: bool,
+    /// Where to listen for control
+    #[command(flatten)]
+    pub api: ApiSocket,
+}
+
+/// `vmm restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot
+    pub file: PathBuf,
+    /// Do not let the guest run until `vmm resume`
+    #[arg(long, requires = "socket")]
+    pub paused: bool,
+    /// Where to listen for control
+    #[command(flatten)]
+    pub api: ApiSocket,
+}
+
+/// The socket that a VM listens on.
+#[derive(Debug, Args)]
+pub struct ApiSocket {
+    /// Listen for control on this Unix socket
+    #[arg(long = "api", value_name = "SOCKET", id = "socket")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `vmm snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// The snapshot to write; one of that name is replaced once the new one is whole
+    pub file: PathBuf,
+    /// What the VM does afterwards
+    #[arg(long, value_enum, default_value_t = ThenChoice::Resume)]
+    pub then: ThenChoice,
+}
+
+/// A VM to be spoken to.
+#[derive(Debug, Args)]
+pub struct Remote {
+    /// The VM's control socket
+    #[arg(long, value_name = "SOCKET")]
+    pub api: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A snapshot to be looked at.
+#[derive(Debug, Args)]
+pub struct File {
+    /// The snapshot
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How an ELF kernel is entered.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EntryChoice {
+    /// PVH if the kernel has it, else the 64-bit Linux protocol
+    Auto,
+    /// The 64-bit Linux protocol
+    Linux,
+    /// PVH
+    Pvh,
+}
+
+impl From<EntryChoice> for ProtocolChoice {
+    fn from(choice: EntryChoice) -> Self {
+        match choice {
+            EntryChoice::Auto => Self::Auto,
+            EntryChoice::Linux => Self::Linux64,
+            EntryChoice::Pvh => Self::Pvh,
+        }
+    }
+}
+
+/// What a VM does after its snapshot.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ThenChoice {
+    /// Goes on
+    Resume,
+    /// Stays paused
+    Pause,
+    /// Ends
+    Stop,
+}
+
+impl From<ThenChoice> for Then {
+    fn from(choice: ThenChoice) -> Self {
+        match choice {
+            ThenChoice::Resume => Self::Resume,
+            ThenChoice::Pause => Self::Pause,
+            ThenChoice::Stop => Self::Stop,
+        }
+    }
+}
+
+/// A name is a line of up to 64 printable characters, since it is shown in tables.
+fn parse_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().count() > 64 || text.chars().any(char::is_control) {
+        return Err("expected 1 to 64 printable characters".to_owned());
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,214 @@
+//! What a snapshot is, for a person or for a program; and whether every byte of it is what was written.
+//!
+//! In: a verified snapshot. Out: a table, JSON, or a verdict with a progress bar. Holds: nothing is restored, and no KVM
+//! is needed.
+
+use crate::load::{self, LoadError};
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use snapshot::{GenerationId, HostNeed, NeedValue, RamError, RamRange, Snapshot};
+use std::path::Path;
+
+/// What `vmm inspect --json` prints.
+#[derive(Debug, Serialize)]
+pub struct Description {
+    /// Format version.
+    pub format: u32,
+    /// Of this snapshot.
+    pub generation: GenerationId,
+    /// The snapshot it is a difference to.
+    pub parent: Option<GenerationId>,
+    /// Nanoseconds since 1970-01-01 UTC.
+    pub created_unix_ns: u64,
+    /// The program that wrote it.
+    pub writer: String,
+    /// The machine's name.
+    pub name: String,
+    /// Release of the guest's kernel.
+    pub kernel_release: Option<String>,
+    /// Version text of the guest's kernel.
+    pub kernel_version: Option<String>,
+    /// Build id of the guest's kernel, in hexadecimal.
+    pub kernel_build_id: Option<String>,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// RAM, in bytes.
+    pub ram: Ram,
+    /// The machine's devices.
+    pub devices: Vec<String>,
+    /// What a host must offer.
+    pub host_needs: Vec<HostNeed>,
+    /// MSRs saved and skipped for vCPU 0.
+    pub msrs: Msrs,
+    /// Names of the state's sections, with their bytes.
+    pub sections: Vec<(String, usize)>,
+}
+
+/// A snapshot's RAM.
+#[derive(Debug, Serialize)]
+pub struct Ram {
+    /// All of it.
+    pub bytes: u64,
+    /// What is in the file.
+    pub resident: u64,
+    /// What is a hole.
+    pub zero: u64,
+    /// Where it is in the guest.
+    pub ranges: Vec<RamRange>,
+}
+
+/// How many MSRs a vCPU's state has.
+#[derive(Debug, Serialize)]
+pub struct Msrs {
+    /// With their values.
+    pub saved: usize,
+    /// On the host's list, but not readable there.
+    pub skipped: Vec<u32>,
+}
+
+/// Reads a snapshot's description.
+///
+/// # Errors
+/// A file that is no whole snapshot of a machine.
+pub fn describe(path: &Path) -> Result<Description, LoadError> {
+    let snapshot = load::open(path)?;
+    let state = load::state(&snapshot)?;
+    let manifest = snapshot.manifest();
+    let about = &manifest.about;
+    let msrs = &state.vcpus[0].msrs;
+    Ok(Description {
+        format: snapshot::FORMAT_VERSION,
+        generation: about.generation,
+        parent: manifest.parent,
+        created_unix_ns: about.created_unix_ns,
+        writer: about.writer.clone(),
+        name: state.shape.name.clone(),
+        kernel_release: about.kernel.release.clone(),
+        kernel_version: about.kernel.version.clone(),
+        kernel_build_id: about.kernel.build_id.as_deref().map(hex),
+        vcpus: manifest.vcpus,
+        ram: ram(&snapshot),
+        devices: about.devices.clone(),
+        host_needs: about.host_needs.clone(),
+        msrs: Msrs { saved: msrs.saved.len(), skipped: msrs.skipped.clone() },
+        sections: snapshot.sections().map(|section| (section.name.to_owned(), section.bytes.len())).collect(),
+    })
+}
+
+/// The table that a person reads.
+pub fn table(description: &Description) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row("snapshot", description.generation.to_string());
+    if let Some(parent) = description.parent {
+        row("parent", parent.to_string());
+    }
+    row("written", format!("{} by {}", time(description.created_unix_ns), description.writer));
+    row("machine", format!("{}, {} vCPU{}", description.name, description.vcpus, plural(description.vcpus)));
+    row("kernel", description.kernel_version.clone().unwrap_or_else(|| "unknown".to_owned()));
+    if let Some(id) = &description.kernel_build_id {
+        row("build id", id.clone());
+    }
+    let ram = &description.ram;
+    row("RAM", format!("{}: {} in the file, {} zero", mib(ram.bytes), mib(ram.resident), mib(ram.zero)));
+    for range in &ram.ranges {
+        row("", format!("{:#012x}..{:#012x}", range.gpa, range.gpa + range.len));
+    }
+    row("devices", description.devices.join(", "));
+    let needs: Vec<_> = description.host_needs.iter().map(need).collect();
+    row("host needs", needs.join(", "));
+    row("MSRs", format!("{} saved, {} skipped", description.msrs.saved, description.msrs.skipped.len()));
+    let state: usize = description.sections.iter().map(|(_, len)| len).sum();
+    row("state", format!("{} sections, {} KiB", description.sections.len(), state.div_ceil(1024)));
+    table
+}
+
+/// Reads every byte of a snapshot; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
+///
+/// # Errors
+/// What is damaged, and where.
+pub fn verify(path: &Path) -> Result<u64, VerifyFileError> {
+    let snapshot = load::open(path)?;
+    load::state(&snapshot)?;
+    let bytes = snapshot.manifest().ram.bytes;
+    let bar = progress_bar("checking", bytes);
+    snapshot.verify_ram(&mut |done, _| bar.set_position(done))?;
+    bar.finish_and_clear();
+    Ok(bytes)
+}
+
+/// Why a snapshot is not what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyFileError {
+    /// Outside RAM.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// In RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+}
+
+/// A bar over bytes, drawn on standard error if that is a terminal.
+pub fn progress_bar(what: &'static str, bytes: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+    let bar = ProgressBar::new(bytes).with_prefix(what);
+    style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+}
+
+/// What is in the file is what `SEEK_DATA` finds there; on a file system without holes that is everything.
+fn ram(snapshot: &Snapshot) -> Ram {
+    let bytes = snapshot.manifest().ram.bytes;
+    let zero = snapshot.zero_bytes().unwrap_or(0);
+    Ram { bytes, resident: bytes - zero, zero, ranges: snapshot.manifest().ram.ranges.clone() }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn need(need: &HostNeed) -> String {
+    match &need.value {
+        NeedValue::Number(value) => format!("{} {value}", need.name),
+        NeedValue::Text(value) => format!("{} {value}", need.name),
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{} KiB", bytes.div_ceil(1 << 10)) } else { format!("{} MiB", bytes.div_ceil(1 << 20)) }
+}
+
+fn plural(count: u32) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// UTC, to the second (the civil calendar from days since 1970: 400-year eras of 146,097 days).
+fn time(unix_ns: u64) -> String {
+    let seconds = unix_ns / 1_000_000_000;
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(time(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(time(951_782_400_000_000_000), "2000-02-29 00:00:00 UTC");
+        assert_eq!(time(1_795_212_855_000_000_000), "2026-11-20 21:34:15 UTC");
+    }
+}
