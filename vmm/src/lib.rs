@@ -4,9 +4,11 @@
 
 pub mod acpi;
 pub mod board;
+pub mod boot;
 pub mod capture;
 pub mod config;
 pub mod cpuid;
+pub mod kernel;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
