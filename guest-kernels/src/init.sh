@@ -1,0 +1,38 @@
+#!/bin/sh
+# The test guest's init. In: the kernel command line, whose unknown words the kernel hands over as environment.
+#   run="COMMAND"  run COMMAND with sh in the background, its output on the console; its end is told as `run status=N`
+#   shell=1        an interactive shell instead of ticks; leaving it powers the machine off
+# Out: one line `ready kernel=R boot_id=U cpus=N`, then `tick N` about five times a second, and `input LINE` for each line
+# typed on the console. Holds: it never ends, since the kernel panics when init does.
+export PATH=/bin:/sbin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+ip link set lo up
+hostname guest
+
+# Binds to the ACPI device QEMU0001 if the machine has one; a kernel's panic is then told through it.
+modprobe pvpanic_mmio
+
+echo "ready kernel=$(uname -r) boot_id=$(cat /proc/sys/kernel/random/boot_id) cpus=$(nproc)"
+
+if [ -n "$run" ]; then
+	(sh -c "$run" </dev/null; echo "run status=$?") &
+fi
+
+if [ "$shell" = 1 ]; then
+	echo "busybox shell: leaving it powers off, \`vmm-exit N\` ends the machine with status N"
+	cd /root
+	setsid cttyhack sh
+	poweroff -f
+fi
+
+while read -r line; do echo "input $line"; done </dev/console &
+
+n=0
+while :; do
+	n=$((n + 1))
+	echo "tick $n"
+	sleep 0.2
+done

@@ -1,0 +1,183 @@
+//! Kernel modules with what they depend on, ready for `insmod`.
+//!
+//! In: a kernel's module directory and module names. Out: unpacked modules in load order, each after what it needs.
+//! Holds: a name that the kernel has built in yields nothing; a name it doesn't know is an error.
+//!
+//! The packages come without `modules.dep`, so dependencies are read from the modules' own `.modinfo` sections.
+
+use crate::stock::StockKernel;
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSection};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A kernel module, unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Its name, with underscores.
+    pub name: String,
+    /// Names of the modules it needs, with underscores.
+    pub depends: Vec<String>,
+    /// The ELF object, as the kernel takes it.
+    pub bytes: Vec<u8>,
+}
+
+/// The modules with these names (`-` and `_` are the same) and all that they need, in an order in which `insmod` takes
+/// them. What is built into the kernel is left out.
+///
+/// # Errors
+/// The kernel has no such module, or a module can't be read.
+pub fn load_order(kernel: &StockKernel, names: &[&str]) -> Result<Vec<Module>> {
+    let tree = Tree::open(&kernel.modules)?;
+    let mut order = Vec::new();
+    let mut seen = BTreeSet::new();
+    for name in names {
+        visit(&normal(name), &mut seen, &mut order, &mut |name| tree.load(name))
+            .with_context(|| format!("kernel {}", kernel.release))?;
+    }
+    Ok(order)
+}
+
+/// Appends `name` to `order` after what it needs.
+fn visit(
+    name: &str,
+    seen: &mut BTreeSet<String>,
+    order: &mut Vec<Module>,
+    load: &mut impl FnMut(&str) -> Result<Option<Module>>,
+) -> Result<()> {
+    if !seen.insert(name.to_owned()) {
+        return Ok(());
+    }
+    let Some(module) = load(name)? else { return Ok(()) };
+    for dependency in &module.depends {
+        visit(dependency, seen, order, load)?;
+    }
+    order.push(module);
+    Ok(())
+}
+
+/// What a kernel has: module files by name, and the names of what is built in.
+struct Tree {
+    files: BTreeMap<String, PathBuf>,
+    builtin: BTreeSet<String>,
+}
+
+impl Tree {
+    fn open(dir: &Path) -> Result<Tree> {
+        let mut files = BTreeMap::new();
+        collect(&dir.join("kernel"), &mut files)?;
+        let builtin = dir.join("modules.builtin");
+        let builtin =
+            fs::read_to_string(&builtin).with_context(|| format!("cannot read {}", builtin.display()))?;
+        let builtin = builtin.lines().filter_map(|line| module_name(Path::new(line))).collect();
+        Ok(Tree { files, builtin })
+    }
+
+    fn load(&self, name: &str) -> Result<Option<Module>> {
+        let Some(path) = self.files.get(name) else {
+            if self.builtin.contains(name) {
+                return Ok(None);
+            }
+            bail!("there is no module \"{name}\"");
+        };
+        let bytes = unpack(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let depends = depends(&bytes).with_context(|| format!("{} is no kernel module", path.display()))?;
+        Ok(Some(Module { name: name.to_owned(), depends, bytes }))
+    }
+}
+
+fn collect(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            collect(&entry.path(), files)?;
+        } else if let Some(name) = module_name(&entry.path()) {
+            files.insert(name, entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// `kernel/…/kvm-amd.ko.xz` is `kvm_amd`; what is no module has no name.
+fn module_name(path: &Path) -> Option<String> {
+    let (stem, packing) = path.file_name()?.to_str()?.split_once(".ko")?;
+    matches!(packing, "" | ".xz" | ".zst").then(|| normal(stem))
+}
+
+fn normal(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+fn unpack(path: &Path) -> Result<Vec<u8>> {
+    let packed = fs::read(path)?;
+    let mut bytes = Vec::new();
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => lzma_rust2::XzReader::new(&packed[..], false).read_to_end(&mut bytes)?,
+        Some("zst") => zstd::Decoder::new(&packed[..])?.read_to_end(&mut bytes)?,
+        _ => return Ok(packed),
+    };
+    Ok(bytes)
+}
+
+/// The `depends=` of a module's `.modinfo`, which is a list of NUL-terminated `key=value`.
+fn depends(module: &[u8]) -> Result<Vec<String>> {
+    let elf = object::File::parse(module)?;
+    let modinfo = elf.section_by_name(".modinfo").context("it has no .modinfo section")?.data()?;
+    Ok(parse_depends(modinfo))
+}
+
+fn parse_depends(modinfo: &[u8]) -> Vec<String> {
+    let values = modinfo.split(|&byte| byte == 0).filter_map(|item| item.strip_prefix(b"depends="));
+    let names = values.flat_map(|value| value.split(|&byte| byte == b','));
+    names.filter(|name| !name.is_empty()).map(|name| normal(&String::from_utf8_lossy(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_comes_after_what_it_needs_and_only_once() {
+        let needs = BTreeMap::from([
+            ("kvm_amd", vec!["kvm", "ccp"]),
+            ("kvm", vec!["irqbypass"]),
+            ("kvm_intel", vec!["kvm"]),
+            ("irqbypass", vec![]),
+        ]);
+        let mut load = |name: &str| {
+            let depends = needs.get(name).map(|needs| needs.iter().map(|need| (*need).to_owned()).collect());
+            Ok(depends.map(|depends| Module { name: name.to_owned(), depends, bytes: Vec::new() }))
+        };
+        let (mut seen, mut order) = (BTreeSet::new(), Vec::new());
+        visit("kvm_amd", &mut seen, &mut order, &mut load).unwrap();
+        visit("kvm_intel", &mut seen, &mut order, &mut load).unwrap();
+        let names: Vec<_> = order.iter().map(|module| module.name.as_str()).collect();
+        assert_eq!(names, ["irqbypass", "kvm", "kvm_amd", "kvm_intel"]);
+    }
+
+    #[test]
+    fn modules_that_need_each_other_do_not_hang() {
+        let mut load = |name: &str| {
+            let other = if name == "a" { "b" } else { "a" };
+            Ok(Some(Module { name: name.to_owned(), depends: vec![other.to_owned()], bytes: Vec::new() }))
+        };
+        let mut order = Vec::new();
+        visit("a", &mut BTreeSet::new(), &mut order, &mut load).unwrap();
+        assert_eq!(order.len(), 2);
+    }
+
+    #[test]
+    fn dependencies_are_split_at_commas() {
+        assert_eq!(parse_depends(b"license=GPL\0depends=kvm,a-b\0name=x\0"), ["kvm", "a_b"]);
+        assert!(parse_depends(b"depends=\0").is_empty());
+    }
+
+    #[test]
+    fn a_modules_name_is_its_files() {
+        assert_eq!(module_name(Path::new("kernel/x/kvm-amd.ko.xz")).as_deref(), Some("kvm_amd"));
+        assert_eq!(module_name(Path::new("kernel/x/kvm.ko")).as_deref(), Some("kvm"));
+        assert_eq!(module_name(Path::new("modules.order")), None);
+    }
+}
