@@ -1,24 +1,33 @@
 //! The machine: RAM, vCPUs and devices on KVM, and the ways to start, stop, keep and put it back.
 //!
-//! Files are in reading order: each imports only from those above it.
+//! The modules stand in reading order: each imports only from those above it.
 
-pub mod acpi;
-pub mod board;
-pub mod boot;
-pub mod capture;
-pub mod config;
-pub mod cpuid;
-pub mod kernel;
-pub mod kvm;
+// What a guest finds.
 pub mod layout;
-pub mod machine;
-pub mod msr;
-pub mod panic_watch;
+pub mod kernel;
+pub mod boot;
+pub mod acpi;
+pub mod config;
+// KVM, one piece each.
 pub mod ram;
-pub mod restore;
-pub mod run_loop;
-pub mod vcpu;
+pub mod kvm;
+pub mod cpuid;
+pub mod msr;
 pub mod vcpu_state;
-pub mod vcpu_thread;
-pub mod vm;
 pub mod vm_state;
+pub mod vm;
+pub mod vcpu;
+// Running.
+pub mod run_loop;
+pub mod vcpu_thread;
+pub mod panic_watch;
+pub mod board;
+pub mod machine;
+// Keeping.
+pub mod capture;
+pub mod restore;
+pub mod save;
+pub mod load;
+pub mod start;
+// The user's side.
+pub mod outcome;

@@ -59,6 +59,9 @@ pub enum LoadError {
         /// What the guest was promised.
         needed: String,
     },
+    /// This process may open no more files.
+    #[error("cannot keep the snapshot open")]
+    Descriptor(#[source] std::io::Error),
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
@@ -104,8 +107,7 @@ pub fn check_host(kvm: &Kvm, snapshot: &Snapshot, state: &MachineState) -> Resul
 /// # Errors
 /// A host that won't map it.
 pub fn ram(snapshot: &Snapshot) -> Result<GuestRam, LoadError> {
-    let unmapped = |source| LoadError::Open(OpenError::Open { path: snapshot.path().to_owned(), source });
-    let file = snapshot.file().try_clone().map_err(unmapped)?;
+    let file = snapshot.file().try_clone().map_err(LoadError::Descriptor)?;
     let ranges: Vec<_> = snapshot
         .ram()
         .iter()

@@ -6,7 +6,7 @@
 use super::{BootError, Entry};
 use crate::kernel::Protocol;
 use crate::layout;
-use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs2};
 use vm_memory::GuestMemoryMmap;
 
 // Intel SDM volume 3, 2.5 "Control registers", 2.2.1 "Extended feature enable register".
@@ -70,7 +70,7 @@ pub fn registers(entry: &Entry) -> kvm_regs {
 }
 
 /// Changes a new vCPU's segments and control registers to what the boot CPU starts with.
-pub fn configure_sregs(entry: &Entry, sregs: &mut kvm_sregs) {
+pub fn configure_sregs(entry: &Entry, sregs: &mut kvm_sregs2) {
     let long = entry.protocol == Protocol::Linux64;
     let (code, data) = (code_segment(long), data_segment());
     sregs.cs = code;

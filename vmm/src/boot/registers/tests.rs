@@ -10,7 +10,7 @@ fn entry(protocol: Protocol) -> Entry {
 
 #[test]
 fn long_mode_has_flat_segments_paging_and_the_zero_page() {
-    let mut sregs = kvm_sregs::default();
+    let mut sregs = kvm_sregs2::default();
     configure_sregs(&entry(Protocol::Linux64), &mut sregs);
     assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x8000_0011, 0x20, 0x500));
     assert_eq!((sregs.cs.selector, sregs.cs.l, sregs.cs.db, sregs.ds.selector), (0x10, 1, 0, 0x18));
@@ -20,7 +20,7 @@ fn long_mode_has_flat_segments_paging_and_the_zero_page() {
 
 #[test]
 fn pvh_has_32_bit_segments_no_paging_and_the_start_info() {
-    let mut sregs = kvm_sregs { cr0: 0x6000_0010, ..Default::default() };
+    let mut sregs = kvm_sregs2 { cr0: 0x6000_0010, ..Default::default() };
     configure_sregs(&entry(Protocol::Pvh), &mut sregs);
     assert_eq!((sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer), (0x11, 0, 0, 0));
     assert_eq!((sregs.cs.l, sregs.cs.db, sregs.tr.limit), (0, 1, 0x67));
