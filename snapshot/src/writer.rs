@@ -1,0 +1,284 @@
+//! Writing a snapshot.
+//!
+//! In: [`Contents`] and a path. Out: the file, and a [`Summary`]. Holds: RAM is read once, a chunk at a time; the
+//! length of the notes follows from the layout alone, so their place is kept free until the digests are known.
+
+use crate::{
+    About, CHUNK_SIZE, Manifest, ManifestError, NOTES_MAX, RamRange, Registers, Section, SectionEntry,
+    SectionError, chunk,
+    header::{FixedHeader, Frame, HEADER_LEN},
+    layout::{Layout, MappedRange},
+    manifest::RamFormat,
+    note,
+    prstatus::PRSTATUS_LEN,
+    publish::{NewFile, PublishError},
+};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Where a snapshot's RAM comes from.
+pub trait RamSource {
+    /// The machine's RAM, in the order of guest physical addresses.
+    fn ranges(&self) -> &[RamRange];
+
+    /// Fills `buf` with the RAM at `gpa`: a whole chunk, or the rest of a range. A source that knows the chunk to be
+    /// untouched says [`ChunkContent::Zero`] and need not fill anything.
+    ///
+    /// # Errors
+    /// The RAM cannot be read; the snapshot is given up.
+    fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent>;
+}
+
+/// What [`RamSource::read_chunk`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkContent {
+    /// Zeroes throughout; the buffer is not looked at.
+    Zero,
+    /// What is in the buffer.
+    Data,
+}
+
+/// A machine to be written.
+pub struct Contents<'a> {
+    /// For the manifest.
+    pub about: About,
+    /// One for each vCPU.
+    pub vcpus: &'a [Registers],
+    /// The machine state.
+    pub sections: &'a [Section],
+    /// The machine's RAM.
+    pub ram: &'a dyn RamSource,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of guest RAM.
+    pub ram_bytes: u64,
+    /// Bytes of it in pages that are not all zero.
+    pub data_bytes: u64,
+    /// Length of the file in bytes.
+    pub file_len: u64,
+    /// Bytes that the file system has allocated for it.
+    pub allocated: u64,
+    /// Time to read, digest and write RAM.
+    pub ram_time: Duration,
+    /// Time to write the notes, sync, and rename.
+    pub publish_time: Duration,
+}
+
+impl Summary {
+    /// Bytes of guest RAM in zero pages, which take no room.
+    pub fn zero_bytes(&self) -> u64 {
+        self.ram_bytes - self.data_bytes
+    }
+}
+
+/// A snapshot was not written. What was there under its name still is.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// What was to be written contradicts itself.
+    #[error("this machine cannot be written as a snapshot")]
+    Manifest(#[from] ManifestError),
+    /// The manifest has no postcard form.
+    #[error("the manifest cannot be encoded")]
+    Encode(#[from] SectionError),
+    /// Machine state and chunk table together are too long.
+    #[error("the notes would take {len} bytes, and the format has room for {}: too much machine state or RAM", NOTES_MAX - 1)]
+    NotesTooLong {
+        /// Bytes of all notes.
+        len: u64,
+    },
+    /// RAM could not be read.
+    #[error("cannot read guest RAM at GPA {gpa:#x}")]
+    Ram {
+        /// Start of the chunk.
+        gpa: u64,
+        /// What the source said.
+        source: io::Error,
+    },
+    /// The file could not be written, mostly because the disk is full.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The snapshot.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The file could not be created or given its name.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+/// Writes a snapshot to `path`, replacing the regular file that may be there. `progress` hears, after each chunk, how
+/// many bytes of RAM are done and how many there are.
+///
+/// # Errors
+/// See [`WriteError`]. Nothing of the new snapshot stays behind, and an old one of that name is untouched.
+pub fn write(
+    path: &Path,
+    contents: &Contents,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Summary, WriteError> {
+    let notes = Notes::new(contents)?;
+    let layout = Layout::plan(contents.ram.ranges(), notes.len());
+    let new = NewFile::create(path)?;
+    let failed = |source| WriteError::Write { path: new.target().to_owned(), source };
+    // First the length, so that a limit on it shows before the work is done; holes stay where nothing is written.
+    new.file().set_len(layout.end()).map_err(failed)?;
+    let started = Instant::now();
+    let mut ram = RamWriter::new(new.file(), contents.ram, progress);
+    layout
+        .ram
+        .iter()
+        .try_for_each(|mapped| ram.write_range(mapped))
+        .map_err(|error| error.at(new.target()))?;
+    let RamWriter { digests, data_bytes, done: ram_bytes, .. } = ram;
+    let (ram_time, started) = (started.elapsed(), Instant::now());
+    let head = [layout.encode(), notes.encode(&digests)].concat();
+    new.file().write_all_at(&head, 0).map_err(failed)?;
+    let file = new.file().try_clone().map_err(failed)?;
+    new.publish()?;
+    let allocated = file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+    let publish_time = started.elapsed();
+    Ok(Summary { ram_bytes, data_bytes, file_len: layout.end(), allocated, ram_time, publish_time })
+}
+
+/// The notes, except for the chunk table, of which the length is known.
+struct Notes {
+    prstatus: Vec<[u8; PRSTATUS_LEN]>,
+    manifest: Vec<u8>,
+    state: Vec<u8>,
+    chunks: u64,
+}
+
+impl Notes {
+    /// Refuses a manifest that no reader would take, and notes that are too long.
+    fn new(contents: &Contents) -> Result<Self, WriteError> {
+        let state_len = contents.sections.iter().map(|section| section.bytes.len() as u64).sum();
+        check_len(state_len)?;
+        let manifest = manifest(contents);
+        manifest.check()?;
+        let state = contents.sections.iter().flat_map(|section| section.bytes.iter().copied()).collect();
+        let notes = Self {
+            prstatus: contents.vcpus.iter().zip(0..).map(|(vcpu, index)| vcpu.prstatus(index)).collect(),
+            manifest: Section::encode("manifest", crate::FORMAT_VERSION, &manifest)?.bytes,
+            state,
+            chunks: chunk::count(&manifest.ram.ranges),
+        };
+        check_len(notes.len())?;
+        Ok(notes)
+    }
+
+    /// Bytes of all notes.
+    fn len(&self) -> u64 {
+        let prstatus = note::note_len(note::CORE, PRSTATUS_LEN as u64) * self.prstatus.len() as u64;
+        let lens = [HEADER_LEN as u64, self.manifest.len() as u64, self.state.len() as u64];
+        let own = lens.into_iter().chain([self.chunks * chunk::DIGEST_LEN]);
+        prstatus + own.map(|len| note::note_len(note::VMMSNAP, len)).sum::<u64>()
+    }
+
+    fn encode(&self, digests: &[u64]) -> Vec<u8> {
+        let table = chunk::encode_table(digests);
+        let header = FixedHeader {
+            prstatus: Frame::of(&self.prstatus.concat()),
+            manifest: Frame::of(&self.manifest),
+            table: Frame::of(&table),
+            state_len: self.state.len() as u32,
+        };
+        let mut out = Vec::new();
+        self.prstatus.iter().for_each(|desc| note::push(&mut out, note::CORE, note::NT_PRSTATUS, desc));
+        let own = [&header.encode(), &self.manifest, &self.state, &table];
+        for ((kind, _), desc) in [note::HEADER, note::MANIFEST, note::STATE, note::TABLE].iter().zip(own) {
+            note::push(&mut out, note::VMMSNAP, *kind, desc);
+        }
+        out
+    }
+}
+
+fn check_len(len: u64) -> Result<(), WriteError> {
+    if len < NOTES_MAX { Ok(()) } else { Err(WriteError::NotesTooLong { len }) }
+}
+
+/// The manifest of these contents, not checked yet.
+fn manifest(contents: &Contents) -> Manifest {
+    let entry = |section: &Section| SectionEntry {
+        name: section.name.clone(),
+        version: section.version,
+        len: section.bytes.len() as u32,
+        crc: crc32fast::hash(&section.bytes),
+    };
+    Manifest {
+        about: contents.about.clone(),
+        parent: None,
+        ram: RamFormat::of(contents.ram.ranges()),
+        vcpus: u32::try_from(contents.vcpus.len()).unwrap_or(u32::MAX),
+        sections: contents.sections.iter().map(entry).collect(),
+    }
+}
+
+/// Why [`RamWriter`] stopped.
+enum RamFailure {
+    Read { gpa: u64, source: io::Error },
+    Write(io::Error),
+}
+
+impl RamFailure {
+    fn at(self, path: &Path) -> WriteError {
+        match self {
+            Self::Read { gpa, source } => WriteError::Ram { gpa, source },
+            Self::Write(source) => WriteError::Write { path: path.to_owned(), source },
+        }
+    }
+}
+
+/// Carries RAM over, a chunk at a time.
+struct RamWriter<'a> {
+    file: &'a File,
+    source: &'a dyn RamSource,
+    progress: &'a mut dyn FnMut(u64, u64),
+    buf: Vec<u8>,
+    digests: Vec<u64>,
+    data_bytes: u64,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> RamWriter<'a> {
+    fn new(file: &'a File, source: &'a dyn RamSource, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        let total = source.ranges().iter().map(|range| range.len).sum();
+        let buf = vec![0; CHUNK_SIZE as usize];
+        Self { file, source, progress, buf, digests: Vec::new(), data_bytes: 0, done: 0, total }
+    }
+
+    fn write_range(&mut self, mapped: &MappedRange) -> Result<(), RamFailure> {
+        for chunk in chunk::chunks(&[mapped.range]) {
+            let digest = self.write_chunk(&chunk, mapped.offset + (chunk.gpa - mapped.range.gpa))?;
+            self.digests.push(digest);
+            self.done += chunk.len;
+            (self.progress)(self.done, self.total);
+        }
+        Ok(())
+    }
+
+    /// Writes what is not zero; returns the digest.
+    fn write_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<u64, RamFailure> {
+        let buf = &mut self.buf[..chunk.len as usize];
+        let read = |source| RamFailure::Read { gpa: chunk.gpa, source };
+        if self.source.read_chunk(chunk.gpa, buf).map_err(read)? == ChunkContent::Zero {
+            return Ok(chunk::zero_digest(chunk.len));
+        }
+        for run in chunk::data_runs(buf) {
+            self.file
+                .write_all_at(&buf[run.clone()], offset + run.start as u64)
+                .map_err(RamFailure::Write)?;
+            self.data_bytes += run.len() as u64;
+        }
+        Ok(chunk::digest(buf))
+    }
+}
