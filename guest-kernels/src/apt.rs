@@ -34,8 +34,8 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens these suites, `["bookworm", "bookworm-backports"]` for example, and fetches their package lists if there are
-    /// none yet.
+    /// Opens these suites, `["bookworm", "bookworm-backports"]` for example, and brings their package lists up to date. That
+    /// takes seconds, so look first whether what is wanted is in the cache.
     ///
     /// # Errors
     /// There is no apt, no mirror is known, the mirror doesn't answer, or it isn't signed by Debian.
@@ -43,13 +43,13 @@ impl Archive {
         let key = suites.join("+");
         let lock = cache::lock(&format!("apt-{key}"))?;
         let archive = Archive { dir: cache::cache_dir()?.join("apt").join(&key), suites: key, _lock: lock };
+        cache::create_dir(&archive.dir.join("lists/partial"))?;
+        cache::create_dir(&archive.dir.join("cache/archives/partial"))?;
         let list = archive.dir.join("sources.list");
-        if !list.is_file() {
-            cache::create_dir(&archive.dir.join("lists/partial"))?;
-            cache::create_dir(&archive.dir.join("cache/archives/partial"))?;
-            fs::write(&list, source_list(&mirror()?, suites))?;
-            archive.update().inspect_err(|_| drop(fs::remove_file(&list)))?;
-        }
+        fs::write(&list, source_list(&mirror()?, suites))
+            .with_context(|| format!("cannot write {}", list.display()))?;
+        let doing = format!("cannot fetch Debian's package lists of {}", archive.suites);
+        run(archive.apt("apt-get").args(["--error-on=any", "update"]), &doing)?;
         Ok(archive)
     }
 
@@ -62,20 +62,13 @@ impl Archive {
         command
     }
 
-    /// Fetches the suites' package lists anew.
-    ///
-    /// # Errors
-    /// apt's own first complaint.
-    pub fn update(&self) -> Result<()> {
-        let doing = format!("cannot fetch Debian's package lists of {}", self.suites);
-        run(self.apt("apt-get").args(["--error-on=any", "update"]), &doing).map(drop)
-    }
-
     /// What the package lists say of this package: of one version, or of the version apt would choose.
     pub(crate) fn record(&self, package: &str, version: Option<&str>) -> Result<Option<Record>> {
         let output =
             output(self.apt("apt-cache").args(["show", "--no-all-versions"]).arg(spec(package, version)))?;
-        Ok(output.status.success().then(|| parse_record(&String::from_utf8_lossy(&output.stdout))))
+        // An unknown package is an error to apt, an unknown version just nothing to show.
+        let record = parse_record(&String::from_utf8_lossy(&output.stdout));
+        Ok((!record.version.is_empty()).then_some(record))
     }
 
     /// Downloads a package and returns its `.deb`, which the caller may remove. apt has compared its digest with the
@@ -117,6 +110,7 @@ fn mirror() -> Result<String> {
     // A fresh machine's apt has no lists yet and so doesn't know who is behind a URI: fetch lists beside its own.
     let known = match debian_main(Command::new("apt-get"))? {
         None => {
+            let _lock = cache::lock("apt-machine")?;
             let lists = cache::cache_dir()?.join("apt/machine/lists");
             cache::create_dir(&lists.join("partial"))?;
             output(apt_with_lists("apt-get", &lists).arg("update"))?;

@@ -68,11 +68,14 @@ fn fetch(names: &[String]) -> Result<()> {
 }
 
 fn list() -> Result<()> {
-    println!("{:5} {:14} {:10} {:28} cached", "name", "version", "suite", "release");
+    println!("{:5} {:14} {:10} {:28} image", "name", "version", "suite", "release");
     for pin in &KERNELS {
-        let place = guest_kernels::cached(pin)?;
-        let place = place.map_or("no".to_owned(), |kernel| kernel.vmlinuz.display().to_string());
-        println!("{:5} {:14} {:10} {:28} {place}", pin.name, pin.version, pin.suite, pin.release);
+        // A kernel taken in place of one that was gone has a release of its own.
+        let (release, image) = match guest_kernels::cached(pin)? {
+            Some(kernel) => (kernel.release, kernel.vmlinuz.display().to_string()),
+            None => (pin.release.to_owned(), "not fetched".to_owned()),
+        };
+        println!("{:5} {:14} {:10} {release:28} {image}", pin.name, pin.version, pin.suite);
     }
     Ok(())
 }

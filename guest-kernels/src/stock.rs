@@ -144,14 +144,9 @@ fn choose(archive: &Archive, pin: &KernelPin) -> Result<(String, Vec<Wanted>)> {
     Ok((release, replacements))
 }
 
-/// Whether the archive still has this package; asks again with fresh lists before it says no.
+/// Whether the archive still has this package in this version.
 fn available(archive: &Archive, wanted: &Wanted) -> Result<bool> {
-    let has = || Ok(archive.record(&wanted.package, Some(&wanted.version))?.is_some());
-    if has()? {
-        return Ok(true);
-    }
-    archive.update()?;
-    has()
+    Ok(archive.record(&wanted.package, Some(&wanted.version))?.is_some())
 }
 
 fn current(archive: &Archive, package: &str) -> Result<Record> {
