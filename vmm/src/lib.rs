@@ -20,6 +20,7 @@ pub mod vcpu;
 // Running.
 pub mod run_loop;
 pub mod vcpu_thread;
+pub mod console_out;
 pub mod panic_watch;
 pub mod board;
 pub mod machine;

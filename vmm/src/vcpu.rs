@@ -89,6 +89,13 @@ impl Vcpu {
     }
 }
 
+/// Whether the vCPU that this thread runs has been kicked; `false` on any other thread.
+pub fn kick_pending() -> bool {
+    let flag = IMMEDIATE_EXIT.get();
+    // SAFETY: as in the handler: a pointer that is set is into the kvm_run page of a live vCPU.
+    !flag.is_null() && unsafe { flag.read_volatile() } != 0
+}
+
 /// The signal that kicks a vCPU's thread.
 pub fn kick_signal() -> c_int {
     libc::SIGRTMIN()
