@@ -6,6 +6,7 @@
 use crate::load::{self, LoadError};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde::Serialize;
 use snapshot::{GenerationId, HostNeed, NeedValue, RamError, RamRange, Snapshot};
 use std::path::Path;
@@ -99,7 +100,7 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
 /// The table that a person reads.
 pub fn table(description: &Description) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
@@ -185,20 +186,9 @@ fn plural(count: u32) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
-/// UTC, to the second (the civil calendar from days since 1970: 400-year eras of 146,097 days).
 fn time(unix_ns: u64) -> String {
-    let seconds = unix_ns / 1_000_000_000;
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    let time = Timestamp::from_nanosecond(i128::from(unix_ns));
+    time.map_or_else(|_| "at an unknown time".to_owned(), |time| time.strftime("%F %T UTC").to_string())
 }
 
 #[cfg(test)]
@@ -209,6 +199,6 @@ mod tests {
     fn dates_are_those_of_the_calendar() {
         assert_eq!(time(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(time(951_782_400_000_000_000), "2000-02-29 00:00:00 UTC");
-        assert_eq!(time(1_795_212_855_000_000_000), "2026-11-20 21:34:15 UTC");
+        assert_eq!(time(1_795_212_855_000_000_000), "2026-11-20 22:14:15 UTC");
     }
 }

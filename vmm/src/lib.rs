@@ -32,3 +32,4 @@ pub mod load;
 pub mod start;
 // The user's side.
 pub mod outcome;
+pub mod inspect;
