@@ -8,7 +8,7 @@ use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
 /// A pass over all RAM ranges, in the order of the table.
 pub(crate) struct RamCheck<'a> {
@@ -16,8 +16,9 @@ pub(crate) struct RamCheck<'a> {
     file: &'a File,
     digests: std::slice::Iter<'a, u64>,
     buf: Vec<u8>,
-    /// Up to here the file is known to have a hole.
-    hole_end: u64,
+    /// The last hole seen. In a copy of `/proc/vmcore` ranges may lie in another order than in the guest, so it can be
+    /// ahead.
+    hole: Range<u64>,
     pub(crate) hole_bytes: u64,
     done: u64,
 }
@@ -25,7 +26,7 @@ pub(crate) struct RamCheck<'a> {
 impl<'a> RamCheck<'a> {
     pub(crate) fn new(path: &'a Path, file: &'a File, table: &'a [u64]) -> Self {
         let buf = vec![0; CHUNK_SIZE as usize];
-        Self { path, file, digests: table.iter(), buf, hole_end: 0, hole_bytes: 0, done: 0 }
+        Self { path, file, digests: table.iter(), buf, hole: 0..0, hole_bytes: 0, done: 0 }
     }
 
     /// Checks one range; `progress` hears how many bytes are done.
@@ -65,11 +66,10 @@ impl<'a> RamCheck<'a> {
 
     /// Whether nothing is allocated from `start` to `end`.
     fn is_hole(&mut self, start: u64, end: u64) -> io::Result<bool> {
-        if end <= self.hole_end {
-            return Ok(true);
+        if !self.hole.contains(&start) {
+            self.hole = start..next_data(self.file, start)?;
         }
-        self.hole_end = next_data(self.file, start)?;
-        Ok(end <= self.hole_end)
+        Ok(end <= self.hole.end)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use snapshot::{
     About, CHUNK_SIZE, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange,
-    RamSource, Registers, Section, Snapshot, Summary, WriteError,
+    RamSource, Registers, Section, Snapshot, Summary, UnverifiedSnapshot, VerifyError, WriteError,
 };
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -58,6 +58,11 @@ impl Machine {
         Self::with_ram(&ranges, &[0, 0x7000, 0x8000, 2 * CHUNK_SIZE + 0x2000, (1 << 32) + 0x1000])
     }
 
+    /// RAM of a few pages, so that every byte of the file can be tried.
+    pub(crate) fn tiny() -> Self {
+        Self::with_ram(&[(0, 0x3000), (1 << 32, 0x1000)], &[0x1000, 1 << 32])
+    }
+
     pub(crate) fn with_ram(ranges: &[(u64, u64)], pages: &[u64]) -> Self {
         let ranges = ranges.iter().map(|(gpa, len)| RamRange { gpa: *gpa, len: *len }).collect();
         let pages = pages.iter().map(|gpa| (*gpa, [(gpa >> 12) as u8 | 0x80; 4096])).collect();
@@ -70,6 +75,14 @@ impl Machine {
         let Self { about, vcpus, sections, ram } = self;
         let contents = Contents { about: about.clone(), vcpus, sections, ram };
         snapshot::write(path, &contents, &mut |_, _| ())
+    }
+
+    /// The file's bytes.
+    pub(crate) fn file(&self) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.snap");
+        self.write(&path).unwrap();
+        std::fs::read(path).unwrap()
     }
 }
 
@@ -97,6 +110,13 @@ fn sections() -> Vec<Section> {
         Section::encode("nothing", 1, &()).unwrap(),
         Section::encode("vcpu 0", 4, &[0x1234_5678u64; 9]).unwrap(),
     ]
+}
+
+/// Opens and verifies a file with these bytes.
+pub(crate) fn verify(bytes: &[u8]) -> Result<Snapshot, VerifyError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    UnverifiedSnapshot::open(file.path()).unwrap().verify()
 }
 
 /// An error and its causes, as `main` prints them.

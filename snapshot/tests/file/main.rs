@@ -4,5 +4,12 @@
 //! lacks a program says so on the terminal.
 
 mod machine;
+mod forge;
+
 mod round_trip;
 mod tools;
+mod disk_full;
+mod damage;
+mod forged;
+mod vmcore;
+mod anything;

@@ -1,0 +1,210 @@
+//! Files that somebody made on purpose: every CRC is right, and what it protects is not.
+
+use crate::{
+    forge::{Forge, note},
+    machine::{Machine, chain, verify},
+};
+use snapshot::{GenerationId, Manifest, RamRange, SectionEntry, UnverifiedSnapshot};
+use std::fs;
+
+/// The manifest of a small machine without sections.
+pub(crate) fn manifest() -> Manifest {
+    let mut manifest = verify(&Machine::tiny().file()).unwrap().manifest().clone();
+    manifest.sections.clear();
+    manifest
+}
+
+fn complaint(forge: &Forge) -> String {
+    match verify(&forge.file()) {
+        Ok(_) => "taken".to_owned(),
+        Err(error) => chain(&error),
+    }
+}
+
+#[test]
+fn an_honest_forgery_is_a_snapshot() {
+    let mut honest = manifest();
+    let crc = crc32fast::hash(&[0; 10]);
+    honest.sections = vec![SectionEntry { name: "ten".to_owned(), version: 1, len: 10, crc }];
+    let snapshot = verify(&Forge::new(&honest).file()).unwrap();
+    assert_eq!(snapshot.section("ten").unwrap().bytes, [0; 10]);
+    snapshot.verify_ram(&mut |_, _| ()).unwrap();
+}
+
+/// Makes a manifest wrong.
+type Spoil = fn(&mut Manifest);
+
+#[test]
+fn an_impossible_manifest_is_refused() {
+    let cases: [(&str, Spoil); 16] = [
+        ("starts before the one ahead", |m| m.ram.ranges[1].gpa = 0x2000),
+        ("starts before the one ahead", |m| m.ram.ranges.swap(0, 1)),
+        ("whole 4 KiB pages", |m| m.ram.ranges[1].gpa += 1),
+        ("whole 4 KiB pages", |m| m.ram.ranges[1].len += 1),
+        ("whole 4 KiB pages", |m| m.ram.ranges[1].len = 0),
+        ("whole 4 KiB pages", |m| m.ram.ranges[1].gpa = u64::MAX - 0xfff),
+        ("whole 4 KiB pages", |m| m.ram.ranges[1].len = u64::MAX - 0xfff),
+        ("number of RAM ranges is 0", |m| m.ram.ranges.clear()),
+        ("number of RAM ranges is 65", |m| {
+            m.ram.ranges = (0..65).map(|n| RamRange { gpa: n << 20, len: 4096 }).collect();
+        }),
+        ("RAM in bytes", |m| m.ram.bytes += 4096),
+        ("page size is 0", |m| m.ram.page_size = 0),
+        ("chunk size is 0", |m| m.ram.chunk_size = 0),
+        ("digest is md5", |m| m.ram.digest = "md5".to_owned()),
+        ("number of vCPUs is 4294967295", |m| m.vcpus = u32::MAX),
+        ("writer", |m| m.about.writer = "\x1b]0;owned\x07".to_owned()),
+        ("writer", |m| m.about.writer = "x".repeat(100_000)),
+    ];
+    for (expected, spoil) in cases {
+        let mut bad = manifest();
+        spoil(&mut bad);
+        let forge = Forge { manifest: postcard::to_stdvec(&bad).unwrap(), ..Forge::new(&manifest()) };
+        let message = complaint(&forge);
+        assert!(message.contains(expected), "expected {expected:?}, found {message:?}");
+    }
+}
+
+#[test]
+fn a_manifest_and_headers_that_differ_are_refused() {
+    let cases: [(&str, Spoil); 4] = [
+        ("differ at GPA 0x200000000", |m| m.ram.ranges[1].gpa = 2 << 32),
+        ("differ at GPA 0x0", |m| {
+            m.ram.ranges[0].len -= 4096;
+            m.ram.bytes -= 4096;
+        }),
+        ("differ at GPA 0x100000000", |m| {
+            let gone = m.ram.ranges.pop().unwrap();
+            m.ram.bytes -= gone.len;
+        }),
+        ("NT_PRSTATUS notes: 672 bytes long, expected 1008", |m| m.vcpus += 1),
+    ];
+    for (expected, spoil) in cases {
+        let mut bad = manifest();
+        spoil(&mut bad);
+        let forge = Forge { manifest: postcard::to_stdvec(&bad).unwrap(), ..Forge::new(&manifest()) };
+        let message = complaint(&forge);
+        assert!(message.contains(expected), "expected {expected:?}, found {message:?}");
+    }
+}
+
+#[test]
+fn a_difference_to_a_parent_is_refused() {
+    let mut bad = manifest();
+    bad.parent = Some(GenerationId([0xab; 16]));
+    let message = complaint(&Forge::new(&bad));
+    assert!(message.contains(&"ab".repeat(16)), "{message}");
+}
+
+#[test]
+fn sections_that_do_not_fill_the_state_are_refused() {
+    let entry = |name: &str, len| SectionEntry { name: name.to_owned(), version: 1, len, crc: 0 };
+    let mut bad = manifest();
+    bad.sections = vec![entry("a", 10)];
+    assert!(complaint(&Forge::new(&bad)).contains("section a: CRC-32"));
+    let short = Forge { state: vec![0; 9], ..Forge::new(&bad) };
+    assert!(complaint(&short).contains("machine state: 9 bytes long, expected 10"));
+    bad.sections = vec![entry("a", 0), entry("a", 0)];
+    assert!(complaint(&Forge::new(&bad)).contains("two sections are named a"));
+    bad.sections = vec![entry("a", u32::MAX); 1];
+    let absurd = Forge { manifest: postcard::to_stdvec(&bad).unwrap(), ..Forge::new(&manifest()) };
+    assert!(complaint(&absurd).contains("machine state in bytes is 4294967295"));
+}
+
+#[test]
+fn a_table_of_another_length_is_refused() {
+    for len in [0, 8, 15, 17, 24] {
+        let forge = Forge { table: vec![0; len], ..Forge::new(&manifest()) };
+        let message = complaint(&forge);
+        assert!(message.contains("chunk table") && message.contains("expected 16"), "{message}");
+    }
+}
+
+#[test]
+fn a_manifest_that_does_not_decode_is_refused() {
+    let mut longer = Forge::new(&manifest());
+    longer.manifest.push(0);
+    assert!(complaint(&longer).contains("1 bytes after its end"));
+    let mut shorter = Forge::new(&manifest());
+    shorter.manifest.pop();
+    assert!(complaint(&shorter).contains("does not decode"));
+    let absurd = Forge { manifest: vec![0xff; 100], ..Forge::new(&manifest()) };
+    assert!(complaint(&absurd).contains("does not decode"));
+}
+
+/// Makes a fixed header wrong.
+type SpoilHeader = fn(&mut [u8]);
+
+#[test]
+fn a_header_that_lies_is_refused() {
+    let cases: [(&str, SpoilHeader); 6] = [
+        ("magic", |header| header[1] = b'X'),
+        ("format version 2; this program reads version 1", |header| header[8] = 2),
+        ("NT_PRSTATUS notes: 672 bytes long", |header| header[12..16].fill(0xff)),
+        ("manifest: ", |header| header[20..24].fill(0xff)),
+        ("chunk table: 16 bytes long, expected 4294967295", |header| header[28..32].fill(0xff)),
+        ("machine state: 0 bytes long, expected 4294967295", |header| header[36..40].fill(0xff)),
+    ];
+    for (expected, spoil_header) in cases {
+        let message = complaint(&Forge { spoil_header, ..Forge::new(&manifest()) });
+        assert!(message.contains(expected), "expected {expected:?}, found {message:?}");
+    }
+}
+
+#[test]
+fn a_core_without_our_notes_and_one_with_two_are_refused() {
+    let again = note(b"VMMSNAP\0", 2, b"");
+    let message = complaint(&Forge { more_notes: again, ..Forge::new(&manifest()) });
+    assert!(message.contains("exactly one manifest note") && message.contains("found 2"), "{message}");
+    let foreign = note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1.0\n");
+    let message = complaint(&Forge { more_notes: foreign, ..Forge::new(&manifest()) });
+    assert!(message.contains("belongs there"), "{message}");
+    let bytes = Forge::new(&manifest()).file();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut stranger = bytes.clone();
+    for at in (0..bytes.len() - 7).filter(|at| &bytes[*at..at + 7] == b"VMMSNAP") {
+        stranger[at] = b'X';
+    }
+    assert!(text.contains("VMMSNAP"));
+    let message = chain(&verify(&stranger).unwrap_err());
+    assert!(message.contains("exactly one fixed header note"), "{message}");
+}
+
+#[test]
+fn absurd_program_headers_are_refused() {
+    let good = Forge::new(&manifest()).file();
+    let (note, load) = (64, 64 + 56);
+    let cases: [(usize, &[u8], &str); 12] = [
+        (56, &[0xff, 0xff], "e_phnum"),
+        (56, &[0, 0], "e_phnum"),
+        (56, &[1, 0], "e_phnum"),
+        (note, &[1, 0], "p_type"),
+        (note + 8, &[0xff; 8], "p_offset"),
+        (note + 32, &[0xff; 16], "p_filesz"),
+        (note + 32, &[0; 16], "p_filesz"),
+        (load, &[4, 0], "p_type"),
+        (load + 8, &[0xff; 8], "p_offset"),
+        (load + 16, &[0xff; 16], "p_paddr"),
+        (load + 32, &[0xff; 16], "p_filesz"),
+        (load + 38, &[0x10], "p_memsz"),
+    ];
+    for (offset, bytes, field) in cases {
+        let mut bad = good.clone();
+        bad[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let message = chain(&verify(&bad).unwrap_err());
+        assert!(message.contains(field), "expected {field}, found {message:?}");
+    }
+}
+
+#[test]
+fn a_terabyte_of_holes_takes_no_memory() {
+    let mut big = manifest();
+    big.ram.ranges = vec![RamRange { gpa: 0, len: 1 << 40 }];
+    big.ram.bytes = 1 << 40;
+    let forge = Forge::new(&big);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), forge.head()).unwrap();
+    file.as_file().set_len(forge.head().len() as u64 + (1 << 40)).unwrap();
+    let message = chain(&UnverifiedSnapshot::open(file.path()).unwrap().verify().unwrap_err());
+    assert!(message.contains("chunk table: 0 bytes long, expected 8388608"), "{message}");
+}
