@@ -39,7 +39,10 @@ pub(crate) fn lock(name: &str) -> Result<File> {
 }
 
 /// Makes `dir` with what `fill` puts into it, unless it is there. The name appears only when `fill` has succeeded.
-pub(crate) fn publish(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+///
+/// # Errors
+/// What `fill` says, or the cache can't be written.
+pub fn publish(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }

@@ -15,7 +15,7 @@ mod test_guest;
 mod vmm_exit;
 
 pub use apt::Archive;
-pub use cache::cache_dir;
+pub use cache::{cache_dir, publish};
 pub use initramfs::{CHARACTER_DEVICE, Initramfs};
 pub use modules::{Module, load_order};
 pub use stock::{StockKernel, all, busybox, cached, ensure};

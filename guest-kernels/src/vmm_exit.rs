@@ -18,6 +18,9 @@ const SYS_IOPERM: u32 = 173;
 
 global_asm!(
     ".pushsection .rodata.vmm_exit, \"a\", @progbits",
+    // Global, because the code that names them may end up in another object file; hidden, because nobody else needs them.
+    ".globl vmm_exit_image, vmm_exit_end",
+    ".hidden vmm_exit_image, vmm_exit_end",
     "vmm_exit_image:",
     // ELF header: 64-bit, little-endian, ET_EXEC, x86-64, one program header right behind.
     ".byte 0x7f, 'E', 'L', 'F', 2, 1, 1, 0",

@@ -1,1 +1,5 @@
 //! The harness.
+//!
+//! In: a story a test wants to tell. Out: a machine it can tell it on. Holds: a test that cannot run fails and says why.
+
+pub mod lab;

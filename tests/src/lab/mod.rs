@@ -1,0 +1,250 @@
+//! The lab: a machine with a real `/dev/kvm`, on any host.
+//!
+//! In: a shell command. Out: what it printed, as it comes, and its exit status. Holds: the lab ends with its caller,
+//! leaves no file behind, and runs no longer than its limit.
+//!
+//! ```text
+//! caller ── Lab::run ──► emulated processor (lane) ── Debian kernel (host), kvm_amd or kvm_intel
+//!    ▲                                                  └─ init.sh ── sh /lab/run
+//!    └── stream.rs ◄──── one channel: the command's output, then a token and the status
+//! ```
+
+mod image;
+mod packages;
+mod programs;
+mod qemu;
+mod session;
+mod stream;
+mod terminal;
+
+use anyhow::{Context, Result, bail, ensure};
+use session::{Ending, Machine};
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A lab runs this long unless it is told otherwise: one minute less than many CI systems give a silent job.
+pub const DEFAULT_LIMIT: Duration = Duration::from_secs(540);
+/// The status of a command that reached its limit, as `timeout(1)` has it.
+pub const TIMED_OUT: u8 = 124;
+
+/// Which processor the lab emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// SVM with nested paging in QEMU's software CPU, and `kvm_amd`.
+    Amd,
+}
+
+impl std::str::FromStr for Lane {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Lane> {
+        match name {
+            "amd" => Ok(Lane::Amd),
+            _ => bail!("unknown lane \"{name}\", expected amd"),
+        }
+    }
+}
+
+impl Lane {
+    /// The KVM module that this processor needs.
+    fn kvm_module(self) -> &'static str {
+        match self {
+            Lane::Amd => "kvm_amd",
+        }
+    }
+
+    /// What a lab on this lane is made of besides the common initramfs.
+    fn wiring(self, interactive: bool) -> image::Wiring {
+        match self {
+            Lane::Amd => qemu::wiring(interactive),
+        }
+    }
+
+    fn start(self, setup: &Setup) -> Result<Machine> {
+        match self {
+            Lane::Amd => qemu::start(setup),
+        }
+    }
+}
+
+/// How a command in the lab ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabResult {
+    /// The shell's exit status; [`TIMED_OUT`] if the limit came first.
+    pub status: u8,
+    /// Standard output and standard error, in the order they were written; what isn't UTF-8 is replaced.
+    pub output: String,
+    /// Whether the limit came first.
+    pub timed_out: bool,
+}
+
+/// A lab to be: which processor, which kernel, how long, with what.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    lane: Lane,
+    host: String,
+    kvm_args: String,
+    limit: Option<Duration>,
+    extra: Option<PathBuf>,
+    vmm: Option<PathBuf>,
+}
+
+/// What a lane is given to start a machine with.
+#[derive(Debug)]
+struct Setup {
+    kernel: guest_kernels::StockKernel,
+    /// Has no name: it goes when it is closed.
+    initramfs: File,
+    /// An ext4 image with the guest kernels.
+    kernels: PathBuf,
+    /// Has no name either; the machine's kernel and emulator write to it.
+    log: File,
+    interactive: bool,
+}
+
+impl Default for Lab {
+    fn default() -> Lab {
+        Lab::new()
+    }
+}
+
+impl Lab {
+    /// A lab on the AMD lane with a 6.12 kernel, [`DEFAULT_LIMIT`], and this workspace's `vmm`.
+    pub fn new() -> Lab {
+        Lab {
+            lane: Lane::Amd,
+            host: "6.12".to_owned(),
+            kvm_args: String::new(),
+            limit: Some(DEFAULT_LIMIT),
+            extra: None,
+            vmm: None,
+        }
+    }
+
+    /// On this processor.
+    pub fn lane(mut self, lane: Lane) -> Lab {
+        self.lane = lane;
+        self
+    }
+
+    /// With this kernel of Debian's: `6.1`, `6.12` or `7.2`.
+    pub fn host(mut self, name: &str) -> Lab {
+        name.clone_into(&mut self.host);
+        self
+    }
+
+    /// With these parameters for the KVM module, `npt=0` for example: shadow paging.
+    pub fn kvm_args(mut self, args: &str) -> Lab {
+        args.clone_into(&mut self.kvm_args);
+        self
+    }
+
+    /// For this long, the machine's start included; `None` for ever.
+    pub fn limit(mut self, limit: impl Into<Option<Duration>>) -> Lab {
+        self.limit = limit.into();
+        self
+    }
+
+    /// With this directory's files at `/extra`.
+    pub fn extra(mut self, dir: impl Into<PathBuf>) -> Lab {
+        self.extra = Some(dir.into());
+        self
+    }
+
+    /// With this static program as `vmm`, in place of the one that cargo builds from the workspace.
+    pub fn vmm(mut self, program: impl Into<PathBuf>) -> Lab {
+        self.vmm = Some(program.into());
+        self
+    }
+
+    /// Runs a shell command in the lab and returns what it printed.
+    ///
+    /// # Errors
+    /// The lab could not be built, or its machine died before the command ended. A command that fails or takes too long
+    /// is no error.
+    pub fn run(&self, command: &str) -> Result<LabResult> {
+        let mut output = Vec::new();
+        let ending = self.run_to(command, &mut output)?;
+        let output = String::from_utf8_lossy(&output).into_owned();
+        Ok(LabResult { status: ending.status(), output, timed_out: ending == Ending::TimedOut })
+    }
+
+    /// Runs a shell command in the lab, passes on what it prints as it comes, byte for byte, and returns its status. A
+    /// command that reaches the limit is announced on standard error.
+    ///
+    /// # Errors
+    /// As [`Lab::run`], or `output` fails.
+    pub fn stream(&self, command: &str, output: &mut dyn Write) -> Result<u8> {
+        let ending = self.run_to(command, output)?;
+        self.announce(ending);
+        Ok(ending.status())
+    }
+
+    /// An interactive shell on this terminal, and its status.
+    ///
+    /// # Errors
+    /// Standard input or output is no terminal, or as [`Lab::run`].
+    pub fn shell(&self) -> Result<u8> {
+        let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        ensure!(is_terminal, "without a command the lab needs a terminal: give one with RUN='shell command'");
+        let (setup, token) = self.setup(None)?;
+        let mut machine = self.lane.start(&setup)?;
+        let _raw = terminal::Raw::enter()?;
+        session::forward_stdin(std::mem::replace(&mut machine.input, Box::new(std::io::sink())));
+        let ending = session::follow(machine, &token, self.limit, &mut std::io::stdout());
+        let ending = ending.map_err(|e| e.context(setup.last_words()))?;
+        self.announce(ending);
+        Ok(ending.status())
+    }
+
+    fn run_to(&self, command: &str, output: &mut dyn Write) -> Result<Ending> {
+        let (setup, token) = self.setup(Some(command))?;
+        let machine = self.lane.start(&setup)?;
+        session::follow(machine, &token, self.limit, output).map_err(|e| e.context(setup.last_words()))
+    }
+
+    fn announce(&self, ending: Ending) {
+        if let (Ending::TimedOut, Some(limit)) = (ending, self.limit) {
+            eprintln!("lab: the limit of {} seconds is reached; the lab is stopped", limit.as_secs());
+        }
+    }
+
+    /// Makes all that a machine needs, and the token that will end its output.
+    fn setup(&self, command: Option<&str>) -> Result<(Setup, String)> {
+        let kernel = guest_kernels::ensure(&self.host)?;
+        let token = stream::token()?;
+        let programs = programs::Programs::build(self.vmm.clone())?;
+        let contents = image::Contents {
+            kernel: &kernel,
+            wiring: self.lane.wiring(command.is_none()),
+            kvm: (self.lane.kvm_module(), &self.kvm_args),
+            token: &token,
+            command,
+            programs: &programs,
+            extra: self.extra.as_deref(),
+        };
+        let initramfs = contents.initramfs()?;
+        let log = tempfile::tempfile().context("cannot make a file for the lab's log")?;
+        let kernels = image::kernels_disk()?;
+        Ok((Setup { kernel, initramfs, kernels, log, interactive: command.is_none() }, token))
+    }
+}
+
+impl Setup {
+    /// The end of the log, for an error message.
+    fn last_words(&self) -> String {
+        let log = std::fs::read(open_path(&self.log)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log).replace('\r', "");
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+        format!("the lab's log ends with:\n{tail}\n")
+    }
+}
+
+/// A path by which another process opens a file of this one that has no name.
+fn open_path(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    Path::new("/proc").join(format!("{}/fd/{}", std::process::id(), file.as_raw_fd()))
+}

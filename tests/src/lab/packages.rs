@@ -1,0 +1,94 @@
+//! Programs from Debian's archive, run without installing them.
+//!
+//! In: a suite and package names. Out: a directory with those packages and all they depend on, and commands that run a
+//! program of it with its own libraries. Holds: the machine's own packages are neither used nor changed, so the programs
+//! are the same everywhere; needs no root.
+
+use anyhow::{Context, Result, bail};
+use guest_kernels::Archive;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where Debian's releases put the dynamic loader, newest first.
+const LOADERS: [&str; 3] = [
+    "usr/lib64/ld-linux-x86-64.so.2",
+    "lib64/ld-linux-x86-64.so.2",
+    "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+];
+
+/// Unpacked packages.
+#[derive(Clone, Debug)]
+pub(super) struct Packages {
+    root: PathBuf,
+}
+
+impl Packages {
+    /// These packages of a suite, fetched into the cache as `name` unless they are there.
+    ///
+    /// # Errors
+    /// The archive can't be reached, or a package isn't in it.
+    pub(super) fn ensure(name: &str, suite: &str, packages: &[&str]) -> Result<Packages> {
+        let root = guest_kernels::cache_dir()?.join(format!("{name}-{suite}"));
+        guest_kernels::publish(&root, |dir| {
+            eprintln!("lab: fetching {} from Debian's {suite}", packages.join(", "));
+            fetch(suite, packages, dir).with_context(|| format!("cannot fetch {name}"))
+        })?;
+        Ok(Packages { root })
+    }
+
+    /// A path in the packages.
+    pub(super) fn path(&self, inside: &str) -> PathBuf {
+        self.root.join(inside)
+    }
+
+    /// A command that runs a program of the packages, `usr/bin/x` for example.
+    pub(super) fn command(&self, program: &str) -> Result<Command> {
+        let loader = LOADERS.iter().map(|path| self.root.join(path)).find(|path| path.is_file());
+        let loader = loader.with_context(|| format!("no dynamic loader in {}", self.root.display()))?;
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| self.root.join(path));
+        let libraries: Vec<&OsStr> = libraries.iter().map(|path| path.as_os_str()).collect();
+        let mut command = Command::new(loader);
+        command.arg("--library-path").arg(libraries.join(OsStr::new(":"))).arg(self.root.join(program));
+        Ok(command)
+    }
+}
+
+fn fetch(suite: &str, packages: &[&str], dir: &Path) -> Result<()> {
+    let archive = Archive::open(&[suite])?;
+    let debs = dir.join("debs");
+    download(&archive, packages, &debs)?;
+    for deb in fs::read_dir(&debs)? {
+        let deb = deb?.path();
+        if deb.extension() == Some(OsStr::new("deb")) {
+            run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
+        }
+    }
+    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))
+}
+
+/// Downloads the packages and, because apt is told that nothing is installed, all they depend on.
+fn download(archive: &Archive, packages: &[&str], debs: &Path) -> Result<()> {
+    let status = debs.join("status");
+    fs::create_dir_all(debs.join("partial")).with_context(|| format!("cannot create {}", debs.display()))?;
+    fs::write(&status, "").with_context(|| format!("cannot write {}", status.display()))?;
+    let mut apt = archive.apt("apt-get");
+    apt.arg("-o").arg(format!("Dir::State::status={}", status.display()));
+    apt.arg("-o").arg(format!("Dir::Cache::archives={}", debs.display()));
+    apt.args(["-o", "Dir::Etc::preferences=/dev/null", "-o", "Dir::Etc::preferencesparts=/dev/null"]);
+    apt.args(["-o", "Debug::NoLocking=true", "-o", "APT::Keep-Downloaded-Packages=true"]);
+    run(apt.args(["install", "--download-only", "--no-install-recommends", "-qq", "-y"]).args(packages))
+}
+
+/// Runs a program to its end; its complaint is the error.
+pub(super) fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let error = stderr.lines().find(|line| line.starts_with("E:")).or(stderr.lines().last());
+        bail!("{program} failed ({}): {}", output.status, error.unwrap_or("it didn't say why"));
+    }
+    Ok(())
+}
