@@ -11,12 +11,12 @@
 //!      │ program header: PT_NOTE       │ 56 bytes each; one PT_LOAD for each RAM range
 //!      │ program headers: PT_LOAD …    │ p_paddr = p_vaddr = guest physical address
 //!      ├───────────────────────────────┤
-//!      │ CORE    1  NT_PRSTATUS        │ one note per vCPU: gdb, crash and drgn see the registers
-//!      │ CORE    1  …                  │
-//!      │ VMMSNAP 1  fixed header       │ magic, version, lengths and CRCs of the other notes, its own CRC
-//!      │ VMMSNAP 2  manifest           │ postcard: identity, RAM layout, host needs, table of sections
-//!      │ VMMSNAP 3  machine state      │ the sections, one after another; lengths and CRCs are in the manifest
-//!      │ VMMSNAP 4  chunk table        │ one 64-bit digest for each MiB of RAM, in address order
+//!      │ CORE    NT_PRSTATUS           │ one note per vCPU: gdb, crash and drgn see the registers
+//!      │ CORE    …                     │
+//!      │ VMMSNAP fixed header          │ magic, version, lengths and CRCs of the other notes, its own CRC
+//!      │ VMMSNAP manifest              │ postcard: identity, RAM layout, host needs, table of sections
+//!      │ VMMSNAP machine state         │ the sections, one after another; lengths and CRCs are in the manifest
+//!      │ VMMSNAP chunk table           │ one 64-bit digest for each MiB of RAM, in address order
 //!      │ zeroed note header            │ ends the notes for Linux's /proc/vmcore; not counted in PT_NOTE
 //!      │ zeroes                        │ to the next page
 //! 4096n├───────────────────────────────┤ p_offset of the first PT_LOAD

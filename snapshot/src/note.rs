@@ -11,14 +11,15 @@ pub(crate) const CORE: &[u8] = b"CORE\0";
 pub(crate) const NT_PRSTATUS: u32 = 1;
 /// Owner of this format's notes.
 pub(crate) const VMMSNAP: &[u8] = b"VMMSNAP\0";
-/// This format's notes: type, and name in messages.
-pub(crate) const HEADER: (u32, &str) = (1, "fixed header");
+/// This format's notes: type, and name in messages. gdb looks at the type before the owner, so small numbers, which mean
+/// registers to it, will not do.
+pub(crate) const HEADER: (u32, &str) = (0x534e_4150, "fixed header");
 /// Postcard.
-pub(crate) const MANIFEST: (u32, &str) = (2, "manifest");
+pub(crate) const MANIFEST: (u32, &str) = (HEADER.0 + 1, "manifest");
 /// Sections.
-pub(crate) const STATE: (u32, &str) = (3, "machine state");
+pub(crate) const STATE: (u32, &str) = (HEADER.0 + 2, "machine state");
 /// Digests.
-pub(crate) const TABLE: (u32, &str) = (4, "chunk table");
+pub(crate) const TABLE: (u32, &str) = (HEADER.0 + 3, "chunk table");
 
 /// One note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +109,7 @@ mod tests {
         assert_eq!(bytes.len() as u64, note_len(CORE, 3) + note_len(VMMSNAP, 0));
         let notes = parse(&bytes).unwrap();
         assert_eq!(notes[0], Note { owner: CORE, kind: NT_PRSTATUS, desc: &[1, 2, 3] });
-        assert!(notes[1].is(VMMSNAP, 1) && notes[1].desc.is_empty());
+        assert!(notes[1].is(VMMSNAP, HEADER.0) && notes[1].desc.is_empty());
     }
 
     #[test]

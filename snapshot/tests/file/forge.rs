@@ -61,10 +61,10 @@ impl Forge {
 
     fn notes(&self) -> Vec<u8> {
         let mut out: Vec<u8> = self.prstatus.iter().flat_map(|desc| note(b"CORE\0", 1, desc)).collect();
-        out.extend(note(b"VMMSNAP\0", 1, &self.header()));
-        out.extend(note(b"VMMSNAP\0", 2, &self.manifest));
-        out.extend(note(b"VMMSNAP\0", 3, &self.state));
-        out.extend(note(b"VMMSNAP\0", 4, &self.table));
+        out.extend(note(b"VMMSNAP\0", 0x534e_4150, &self.header()));
+        out.extend(note(b"VMMSNAP\0", 0x534e_4151, &self.manifest));
+        out.extend(note(b"VMMSNAP\0", 0x534e_4152, &self.state));
+        out.extend(note(b"VMMSNAP\0", 0x534e_4153, &self.table));
         out.extend(&self.more_notes);
         out
     }

@@ -153,7 +153,7 @@ fn a_header_that_lies_is_refused() {
 
 #[test]
 fn a_core_without_our_notes_and_one_with_two_are_refused() {
-    let again = note(b"VMMSNAP\0", 2, b"");
+    let again = note(b"VMMSNAP\0", 0x534e_4151, b"");
     let message = complaint(&Forge { more_notes: again, ..Forge::new(&manifest()) });
     assert!(message.contains("exactly one manifest note") && message.contains("found 2"), "{message}");
     let foreign = note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1.0\n");

@@ -47,7 +47,9 @@ fn zero_pages_are_holes_and_are_not_read() {
     assert!(allocated <= 64 << 10, "{allocated} bytes for two pages and the notes");
     assert_eq!(summary.allocated, allocated);
     let snapshot = open(&path);
-    assert_eq!(snapshot.zero_bytes().unwrap(), summary.zero_bytes());
+    // A file system's block may be larger than a page.
+    let holes = snapshot.zero_bytes().unwrap();
+    assert!((62 * CHUNK_SIZE..=summary.zero_bytes()).contains(&holes), "{holes}");
     let mut heard = Vec::new();
     let checked = snapshot.verify_ram(&mut |done, total| heard.push((done, total))).unwrap();
     assert_eq!(checked.hole_bytes, 62 * CHUNK_SIZE);

@@ -32,6 +32,11 @@ fn readelf_shows_notes_and_ram() {
             &output,
             &["CORE (Core file)", "NT_PRSTATUS", "VMMSNAP", "0x0000000100000000 0x002000 0x002000 RWE"],
         );
+        assert_eq!(
+            output.matches("NT_").count(),
+            2,
+            "other notes than the registers' have a meaning:\n{output}"
+        );
         assert!(!output.to_lowercase().contains("warning"), "{output}");
         assert!(!output.to_lowercase().contains("corrupt"), "{output}");
     }
@@ -49,5 +54,6 @@ fn gdb_shows_each_vcpu_and_reads_ram() {
     args.push("-core");
     if let Some(output) = run("gdb", &args, &path) {
         assert_has(&output, &["0x1000", "0xabc1", "0x2000", "0xabc2", "LWP 1", "LWP 2", "0x87"]);
+        assert!(!output.contains("Section `"), "a note was taken for registers:\n{output}");
     }
 }
