@@ -32,4 +32,11 @@ pub mod load;
 pub mod start;
 // The user's side.
 pub mod outcome;
+pub mod signals;
+pub mod terminal;
+pub mod http;
+pub mod api;
+pub mod api_socket;
+pub mod api_server;
+pub mod client;
 pub mod inspect;

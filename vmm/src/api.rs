@@ -1,0 +1,290 @@
+//! What a running VM can be asked from outside, and how that looks as HTTP.
+//!
+//! In: a method, a path and a JSON body. Out: a [`Command`] for the machine's loop, and its [`Reply`] as a status and a
+//! JSON body. Holds: [`ENDPOINTS`] is the only list of routes; the server, the client and `docs/openapi.yaml` agree with
+//! it (tested).
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+
+/// A request to the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// What the machine is, and whether it runs.
+    Status,
+    /// Stop the vCPUs, keeping everything. No error if they are stopped.
+    Pause,
+    /// Let the vCPUs run. No error if they run.
+    Resume,
+    /// Write a snapshot.
+    Snapshot(SnapshotRequest),
+    /// End the machine and the process.
+    Stop,
+}
+
+/// Where a snapshot goes, and what becomes of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// The snapshot file; absolute.
+    pub path: PathBuf,
+    /// What the machine does once the snapshot is written; without it, what it did before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<Then>,
+}
+
+/// What a machine does after its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Then {
+    /// It runs on.
+    Resume,
+    /// It stays paused.
+    Pause,
+    /// It ends, and the process with it.
+    Stop,
+}
+
+/// What the machine answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// To [`Command::Status`].
+    Status(Status),
+    /// It is done, and there is no more to say.
+    Done,
+    /// To [`Command::Snapshot`].
+    Snapshot(SnapshotSummary),
+}
+
+/// A machine, seen from outside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// What its owner calls it.
+    pub name: String,
+    /// Whether the vCPUs run.
+    pub state: RunState,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// What the guest's kernel said it is; none if it said nothing.
+    pub kernel: Option<String>,
+    /// The kernel or snapshot file that this process started the machine from.
+    pub started_from: PathBuf,
+    /// Seconds since this process started the machine.
+    pub uptime_seconds: f64,
+    /// The VMM's process.
+    pub pid: u32,
+    /// The VMM's version.
+    pub version: String,
+}
+
+/// Eight lines for a person, without control characters, which would speak to the reader's terminal.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let started_from = self.started_from.display().to_string();
+        writeln!(f, "name     {}", printable(&self.name))?;
+        writeln!(f, "state    {}", self.state)?;
+        writeln!(f, "vcpus    {}", self.vcpus)?;
+        writeln!(f, "memory   {}", mebibytes(self.memory_bytes))?;
+        writeln!(f, "kernel   {}", printable(self.kernel.as_deref().unwrap_or("unknown")))?;
+        writeln!(f, "from     {}", printable(&started_from))?;
+        writeln!(f, "uptime   {:.1} s", self.uptime_seconds)?;
+        write!(f, "process  {}, version {}", self.pid, printable(&self.version))
+    }
+}
+
+/// Whether the vCPUs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// They run.
+    Running,
+    /// They are stopped until [`Command::Resume`].
+    Paused,
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+        })
+    }
+}
+
+/// A snapshot that is on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotSummary {
+    /// The file.
+    pub path: PathBuf,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Bytes of guest RAM that the file holds; the others are zero, and holes.
+    pub stored_bytes: u64,
+    /// How long the vCPUs stood still, in milliseconds; none if they still do.
+    pub pause_ms: Option<f64>,
+    /// How long it all took, in milliseconds.
+    pub total_ms: f64,
+}
+
+/// One line for a person.
+impl fmt::Display for SnapshotSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display().to_string();
+        let (stored, memory) = (mebibytes(self.stored_bytes), mebibytes(self.memory_bytes));
+        write!(f, "{}: {stored} of {memory} RAM stored in {:.0} ms, ", printable(&path), self.total_ms)?;
+        match self.pause_ms {
+            Some(ms) => write!(f, "the VM stood still for {ms:.0} ms"),
+            None => write!(f, "the VM runs no more"),
+        }
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Why the machine did not do it: an HTTP status and one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The HTTP status, 400 or above.
+    pub status: u16,
+    /// What was wrong and what was expected.
+    pub message: String,
+}
+
+impl ApiError {
+    /// The request itself is wrong (400).
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self { status: 400, message: message.into() }
+    }
+
+    /// The request doesn't fit the machine's present state (409).
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self { status: 409, message: message.into() }
+    }
+
+    /// It was tried and failed (500).
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { status: 500, message: message.into() }
+    }
+
+    /// The machine is ending, and answers no more (503).
+    pub fn ending() -> Self {
+        Self { status: 503, message: "the VM is ending".into() }
+    }
+}
+
+/// A command on its way to the machine's loop.
+#[derive(Debug)]
+pub struct ApiCall {
+    /// What to do.
+    pub command: Command,
+    /// Where the answer goes. Dropped unused, the caller is told that the VM is ending.
+    pub reply: Sender<Result<Reply, ApiError>>,
+}
+
+/// Which [`Command`] a route stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// [`Command::Status`]
+    Status,
+    /// [`Command::Pause`]
+    Pause,
+    /// [`Command::Resume`]
+    Resume,
+    /// [`Command::Snapshot`]
+    Snapshot,
+    /// [`Command::Stop`]
+    Stop,
+}
+
+/// Every route: method, path, operation. Named as Cloud Hypervisor's are.
+pub const ENDPOINTS: [(&str, &str, Operation); 5] = [
+    ("GET", "/api/v1/vm.info", Operation::Status),
+    ("PUT", "/api/v1/vm.pause", Operation::Pause),
+    ("PUT", "/api/v1/vm.resume", Operation::Resume),
+    ("PUT", "/api/v1/vm.snapshot", Operation::Snapshot),
+    ("PUT", "/api/v1/vm.stop", Operation::Stop),
+];
+
+/// The body of every answer with a status of 400 or above.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was wrong, in one line.
+    pub error: String,
+}
+
+/// The command that a request stands for.
+///
+/// # Errors
+/// 404 for a path that isn't in [`ENDPOINTS`], 405 for the wrong method, 400 for a body that doesn't fit.
+pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiError> {
+    let Some((wanted, _, operation)) = ENDPOINTS.iter().find(|(_, p, _)| *p == path) else {
+        return Err(ApiError { status: 404, message: format!("no such path: {path}") });
+    };
+    if method != *wanted {
+        return Err(ApiError { status: 405, message: format!("{path} takes {wanted}, not {method}") });
+    }
+    if *operation == Operation::Snapshot {
+        return snapshot_request(body).map(Command::Snapshot);
+    }
+    if !body.is_empty() {
+        return Err(ApiError::bad_request(format!("{path} takes no body")));
+    }
+    Ok(match operation {
+        Operation::Status => Command::Status,
+        Operation::Pause => Command::Pause,
+        Operation::Resume => Command::Resume,
+        Operation::Stop => Command::Stop,
+        Operation::Snapshot => unreachable!("has a body"),
+    })
+}
+
+fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
+    let request: SnapshotRequest = serde_json::from_slice(body)
+        .map_err(|e| ApiError::bad_request(format!("the body is not a snapshot request: {e}")))?;
+    if !request.path.is_absolute() {
+        return Err(ApiError::bad_request(format!("path must be absolute: {}", request.path.display())));
+    }
+    Ok(request)
+}
+
+/// The request that stands for a command: method, path, body. [`command`]'s other half.
+///
+/// # Errors
+/// A snapshot path that isn't UTF-8, which JSON can't carry.
+pub fn request(command: &Command) -> Result<(&'static str, &'static str, Vec<u8>), serde_json::Error> {
+    let (operation, body) = match command {
+        Command::Status => (Operation::Status, Vec::new()),
+        Command::Pause => (Operation::Pause, Vec::new()),
+        Command::Resume => (Operation::Resume, Vec::new()),
+        Command::Stop => (Operation::Stop, Vec::new()),
+        Command::Snapshot(request) => (Operation::Snapshot, serde_json::to_vec(request)?),
+    };
+    let (method, path, _) = ENDPOINTS[operation as usize];
+    Ok((method, path, body))
+}
+
+/// The HTTP status and JSON body for what the machine answered.
+pub fn response(result: &Result<Reply, ApiError>) -> (u16, Vec<u8>) {
+    let (status, body) = match result {
+        Ok(Reply::Done) => return (204, Vec::new()),
+        Ok(Reply::Status(status)) => (200, serde_json::to_vec(status)),
+        Ok(Reply::Snapshot(summary)) => (200, serde_json::to_vec(summary)),
+        Err(e) => (e.status, serde_json::to_vec(&ErrorBody { error: e.message.clone() })),
+    };
+    // Only a path that isn't UTF-8 can fail to become JSON, and all paths here came from JSON.
+    body.map_or((500, Vec::new()), |body| (status, body))
+}
+
+#[cfg(test)]
+mod tests;

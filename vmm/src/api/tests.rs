@@ -1,0 +1,132 @@
+use super::*;
+use std::collections::BTreeSet;
+
+const OPENAPI: &str = include_str!("../../../docs/openapi.yaml");
+
+/// The keys of a YAML document that nests mappings by two spaces, as paths such as `paths/…/get`.
+fn keys(document: &str) -> BTreeSet<Vec<String>> {
+    let mut keys = BTreeSet::new();
+    let mut path: Vec<String> = Vec::new();
+    for line in document.lines() {
+        let text = line.trim_start();
+        let Some(key) = key_of(text) else { continue };
+        path.truncate((line.len() - text.len()) / 2);
+        path.push(key.to_owned());
+        keys.insert(path.clone());
+    }
+    keys
+}
+
+fn key_of(text: &str) -> Option<&str> {
+    if text.starts_with(['#', '-']) {
+        return None;
+    }
+    text.strip_suffix(':').or_else(|| text.split_once(": ").map(|(key, _)| key))
+}
+
+fn below(prefix: &[&str]) -> BTreeSet<String> {
+    let matches =
+        |path: &&Vec<String>| path.len() == prefix.len() + 1 && path.iter().zip(prefix).all(|(a, b)| a == b);
+    keys(OPENAPI).iter().filter(matches).map(|path| path[prefix.len()].clone()).collect()
+}
+
+fn fields(value: &impl Serialize) -> BTreeSet<String> {
+    serde_json::to_value(value).unwrap().as_object().unwrap().keys().cloned().collect()
+}
+
+fn status() -> Status {
+    Status {
+        name: "web".into(),
+        state: RunState::Paused,
+        vcpus: 2,
+        memory_bytes: 1 << 28,
+        kernel: Some("6.1".into()),
+        started_from: "/boot/vmlinuz".into(),
+        uptime_seconds: 1.5,
+        pid: 7,
+        version: "0.1.0".into(),
+    }
+}
+
+fn summary() -> SnapshotSummary {
+    SnapshotSummary {
+        path: "/tmp/a.snap".into(),
+        memory_bytes: 1 << 28,
+        stored_bytes: 1 << 20,
+        pause_ms: None,
+        total_ms: 12.5,
+    }
+}
+
+fn snapshot(path: &str, then: Option<Then>) -> Command {
+    Command::Snapshot(SnapshotRequest { path: path.into(), then })
+}
+
+#[test]
+fn the_document_has_the_router_s_paths_and_methods_and_no_others() {
+    let documented: BTreeSet<(String, String)> = below(&["paths"])
+        .iter()
+        .flat_map(|path| below(&["paths", path]).into_iter().map(move |method| (method, path.clone())))
+        .collect();
+    let routed = ENDPOINTS.iter().map(|(method, path, _)| (method.to_lowercase(), (*path).to_owned()));
+    assert_eq!(documented, routed.collect());
+}
+
+#[test]
+fn the_document_has_the_types_fields_and_no_others() {
+    let properties = |schema| below(&["components", "schemas", schema, "properties"]);
+    let request = SnapshotRequest { path: "/a".into(), then: Some(Then::Resume) };
+    assert_eq!(properties("Status"), fields(&status()));
+    assert_eq!(properties("SnapshotSummary"), fields(&summary()));
+    assert_eq!(properties("SnapshotRequest"), fields(&request));
+    assert_eq!(properties("Error"), fields(&ErrorBody { error: String::new() }));
+}
+
+#[test]
+fn each_operation_is_at_its_own_place_in_the_table() {
+    for (index, (_, _, operation)) in ENDPOINTS.iter().enumerate() {
+        assert_eq!(*operation as usize, index);
+    }
+}
+
+#[test]
+fn a_command_survives_the_way_through_http() {
+    let snapshots = [None, Some(Then::Resume), Some(Then::Pause), Some(Then::Stop)]
+        .map(|then| snapshot("/tmp/a b.snap", then));
+    let others = [Command::Status, Command::Pause, Command::Resume, Command::Stop];
+    for wanted in snapshots.into_iter().chain(others) {
+        let (method, path, body) = request(&wanted).unwrap();
+        assert_eq!(command(method, path, &body), Ok(wanted));
+    }
+}
+
+#[test]
+fn after_a_snapshot_the_vm_does_what_it_did_before_unless_told_otherwise() {
+    let body = br#"{"path": "/tmp/a.snap"}"#;
+    assert_eq!(command("PUT", "/api/v1/vm.snapshot", body), Ok(snapshot("/tmp/a.snap", None)));
+}
+
+#[test]
+fn what_fits_no_route_is_refused_with_the_right_status() {
+    let refused = |method, path, body: &str| command(method, path, body.as_bytes()).unwrap_err().status;
+    assert_eq!(refused("GET", "/", ""), 404);
+    assert_eq!(refused("GET", "/api/v1/vm.info?x", ""), 404);
+    assert_eq!(refused("PUT", "/api/v1/vm.info", ""), 405);
+    assert_eq!(refused("GET", "/api/v1/vm.stop", ""), 405);
+    assert_eq!(refused("PUT", "/api/v1/vm.stop", "{}"), 400);
+    for body in ["", "x", "{}", "[]", r#"{"path":""}"#, r#"{"path":"a"}"#, r#"{"path":1}"#] {
+        assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
+    }
+    for body in [r#"{"path":"/a","then":"sleep"}"#, r#"{"path":"/a","extra":1}"#] {
+        assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
+    }
+}
+
+#[test]
+fn answers_are_json() {
+    assert_eq!(response(&Ok(Reply::Done)), (204, vec![]));
+    let (code, body) = response(&Ok(Reply::Status(status())));
+    assert_eq!((code, serde_json::from_slice::<Status>(&body).unwrap()), (200, status()));
+    let (code, body) = response(&Err(ApiError::conflict("it is \"paused\"")));
+    assert_eq!((code, body.as_slice()), (409, &br#"{"error":"it is \"paused\""}"#[..]));
+}

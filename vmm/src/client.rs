@@ -1,0 +1,172 @@
+//! The verbs that speak to a running VM: connect, ask, print.
+//!
+//! In: the path of a VM's API socket and a [`Command`]. Out: its answer, for a person or as JSON. Holds: whatever fails is
+//! told in one line that names the socket.
+
+use crate::api::{self, Command, ErrorBody, Reply, SnapshotRequest, SnapshotSummary, Status, Then};
+use crate::http::{Connection, HttpError, Response};
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a VM may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to write a snapshot.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3600);
+/// How long a message may take on its way.
+const MESSAGE_TIME: Duration = Duration::from_secs(10);
+
+/// Why there is no answer, or not the one that was hoped for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing has that name.
+    #[error("no API socket at {}: the VM may have ended", .0.display())]
+    NoSocket(PathBuf),
+    /// The file is there, but nobody listens.
+    #[error("nobody answers at API socket {}: the VM has ended", .0.display())]
+    NobodyThere(PathBuf),
+    /// The snapshot's path can't be sent.
+    #[error("snapshot path cannot be sent: {path}: {reason}", path = path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The VM took too long.
+    #[error("no answer within {seconds} s at API socket {path}", path = path.display())]
+    TimedOut {
+        /// The socket.
+        path: PathBuf,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// The connection failed.
+    #[error("API socket {path}: {source}", path = path.display())]
+    Connection {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody answers, but not in our language.
+    #[error("API socket {path} does not speak the VM control API: {reason}", path = path.display())]
+    NotTheApi {
+        /// The socket.
+        path: PathBuf,
+        /// What was wrong with its answer.
+        reason: String,
+    },
+    /// The VM's own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer could not be printed.
+    #[error("cannot print the answer: {0}")]
+    Print(#[source] io::Error),
+}
+
+/// A snapshot command; a relative path is taken from here, not from the VMM's directory.
+///
+/// # Errors
+/// The path is empty, or there is no current directory.
+pub fn snapshot(path: &Path, then: Option<Then>) -> Result<Command, ClientError> {
+    let failed = |e: io::Error| ClientError::Path { path: path.into(), reason: e.to_string() };
+    let path = std::path::absolute(path).map_err(failed)?;
+    Ok(Command::Snapshot(SnapshotRequest { path, then }))
+}
+
+/// Asks the VM behind `socket`, and prints its answer to `out`: lines for a person, or one line of JSON.
+///
+/// # Errors
+/// There was no answer, or the VM refused.
+pub fn run(socket: &Path, command: &Command, json: bool, out: &mut dyn Write) -> Result<(), ClientError> {
+    let reply = call(socket, command)?;
+    let text = if json { as_json(&reply, command).to_string() } else { as_text(&reply, command) };
+    writeln!(out, "{text}").map_err(ClientError::Print)
+}
+
+/// Asks the VM behind `socket`.
+///
+/// # Errors
+/// There was no answer, or the VM refused.
+pub fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
+    let (method, path, body) = api::request(command).map_err(|e| cannot_send(command, &e))?;
+    let patience = if matches!(command, Command::Snapshot(_)) { SNAPSHOT_PATIENCE } else { PATIENCE };
+    let failed = |source| ClientError::Connection { path: socket.into(), source };
+    let mut connection = Connection::new(connect(socket)?, MESSAGE_TIME).map_err(failed)?;
+    // A server that turns us away may close before it has read the request: its answer says why.
+    let sent = connection.send_request(method, path, &body);
+    match (connection.response(patience), sent) {
+        (Ok(response), _) => reply(socket, command, &response),
+        (Err(_), Err(e)) => Err(failed(e)),
+        (Err(e), Ok(())) => Err(no_response(socket, e, patience)),
+    }
+}
+
+fn cannot_send(command: &Command, error: &serde_json::Error) -> ClientError {
+    let path = match command {
+        Command::Snapshot(request) => request.path.clone(),
+        _ => PathBuf::new(),
+    };
+    ClientError::Path { path, reason: error.to_string() }
+}
+
+fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    UnixStream::connect(socket).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => ClientError::NoSocket(socket.into()),
+        io::ErrorKind::ConnectionRefused => ClientError::NobodyThere(socket.into()),
+        _ => ClientError::Connection { path: socket.into(), source },
+    })
+}
+
+fn no_response(socket: &Path, error: HttpError, patience: Duration) -> ClientError {
+    let path = socket.into();
+    match error {
+        HttpError::TimedOut => ClientError::TimedOut { path, seconds: patience.as_secs() },
+        HttpError::Refused { message, .. } => ClientError::NotTheApi { path, reason: message },
+        HttpError::Io(source) => ClientError::Connection { path, source },
+    }
+}
+
+fn reply(socket: &Path, command: &Command, response: &Response) -> Result<Reply, ClientError> {
+    let strange =
+        |e: serde_json::Error| ClientError::NotTheApi { path: socket.into(), reason: e.to_string() };
+    match (response.status, command) {
+        (204, _) => Ok(Reply::Done),
+        (200, Command::Status) => parse::<Status>(response).map(Reply::Status).map_err(strange),
+        (200, _) => parse::<SnapshotSummary>(response).map(Reply::Snapshot).map_err(strange),
+        _ => Err(ClientError::Refused(parse::<ErrorBody>(response).map_err(strange)?.error)),
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(response: &Response) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(&response.body)
+}
+
+fn done_word(command: &Command) -> &'static str {
+    match command {
+        Command::Status => "answered",
+        Command::Pause => "paused",
+        Command::Resume => "resumed",
+        Command::Snapshot(_) => "written",
+        Command::Stop => "stopped",
+    }
+}
+
+fn as_json(reply: &Reply, command: &Command) -> serde_json::Value {
+    let value = match reply {
+        Reply::Status(status) => serde_json::to_value(status),
+        Reply::Snapshot(summary) => serde_json::to_value(summary),
+        Reply::Done => Ok(serde_json::json!({ "done": done_word(command) })),
+    };
+    value.unwrap_or_default()
+}
+
+fn as_text(reply: &Reply, command: &Command) -> String {
+    match reply {
+        Reply::Status(status) => status.to_string(),
+        Reply::Snapshot(summary) => summary.to_string(),
+        Reply::Done => done_word(command).into(),
+    }
+}
