@@ -46,12 +46,6 @@ pub enum Command {
     Inspect(File),
     /// Read every byte of a snapshot and check it
     Verify(File),
-    /// Say what this host's KVM can do
-    Doctor {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// `vmm run`.
@@ -115,9 +109,9 @@ pub struct SnapshotArgs {
     pub remote: Remote,
     /// The snapshot to write; one of that name is replaced once the new one is whole
     pub file: PathBuf,
-    /// What the VM does afterwards
-    #[arg(long, value_enum, default_value_t = ThenChoice::Resume)]
-    pub then: ThenChoice,
+    /// What the VM does afterwards; without it, what it did before
+    #[arg(long, value_enum)]
+    pub then: Option<ThenChoice>,
 }
 
 /// A VM to be spoken to.

@@ -20,6 +20,13 @@ pub struct Shape {
     pub kernel: KernelIdentity,
 }
 
+impl Shape {
+    /// Whether the kernel said that it is Linux.
+    pub fn is_linux(&self) -> bool {
+        self.kernel.version.is_some()
+    }
+}
+
 /// The least RAM that boot structures and a kernel can be placed in.
 pub const MEMORY_MIN: u64 = 2 << 20;
 

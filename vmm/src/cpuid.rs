@@ -72,11 +72,16 @@ fn lacking_feature(entry: &Entry, supported: &[Entry]) -> Option<String> {
     let host = supported.iter().find(|e| (e.function, e.index) == (entry.function, entry.index)).copied();
     let host = registers(&host.unwrap_or_default());
     let masks = feature_masks(entry.function, entry.index);
-    let lacking = registers(entry).into_iter().zip(host).zip(masks).map(|((want, have), mask)| want & !have & mask);
-    let (register, bits) = ["EAX", "EBX", "ECX", "EDX"].into_iter().zip(lacking).find(|(_, bits)| *bits != 0)?;
+    let lacking =
+        registers(entry).into_iter().zip(host).zip(masks).map(|((want, have), mask)| want & !have & mask);
+    let (register, bits) =
+        ["EAX", "EBX", "ECX", "EDX"].into_iter().zip(lacking).find(|(_, bits)| *bits != 0)?;
     let bit = bits.trailing_zeros();
     let (leaf, index) = (entry.function, entry.index);
-    Some(format!("a processor feature: CPUID leaf {leaf:#x}.{index} {register} bit {bit}{}", feature(leaf, register, bit)))
+    Some(format!(
+        "a processor feature: CPUID leaf {leaf:#x}.{index} {register} bit {bit}{}",
+        feature(leaf, register, bit)
+    ))
 }
 
 fn registers(entry: &Entry) -> [u32; 4] {

@@ -40,3 +40,5 @@ pub mod api_socket;
 pub mod api_server;
 pub mod client;
 pub mod inspect;
+pub mod monitor;
+pub mod cli;

@@ -95,8 +95,18 @@ impl PausedMachine<'_> {
         self.resume = false;
     }
 
+    /// Lets the guest go on, whether or not it was running before.
+    pub fn resume(mut self) {
+        self.resume = true;
+    }
+
     pub(crate) fn machine(&self) -> &Machine {
         self.machine
+    }
+
+    /// Whether the guest has asked for its end, so that there is nothing to go on with.
+    pub fn has_ended(&self) -> bool {
+        self.machine.vcpus.stop.is_some()
     }
 
     /// The machine's RAM, which nobody writes now.

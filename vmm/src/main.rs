@@ -1,2 +1,138 @@
-//! The command.
-fn main() {}
+//! The command: parse, do, report.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use vmm::api::Command as Verb;
+use vmm::api_server::ApiServer;
+use vmm::boot::BootSource;
+use vmm::cli::{ApiSocket, Cli, Command, File, Remote, Restore, Run, SnapshotArgs};
+use vmm::config::Shape;
+use vmm::console_out::ConsoleOut;
+use vmm::machine::Machine;
+use vmm::monitor::{Calls, Inputs, Monitor};
+use vmm::outcome::Outcome;
+use vmm::restore::HostEnds;
+use vmm::signals::EndSignals;
+use vmm::terminal::Terminal;
+use vmm::{client, inspect, load, start, vm};
+use vmm_sys_util::eventfd::EventFd;
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => run(args),
+        Command::Restore(args) => restore(&args),
+        Command::Snapshot(args) => snapshot(&args),
+        Command::Status(vm) => ask(&vm, &Verb::Status),
+        Command::Pause(vm) => ask(&vm, &Verb::Pause),
+        Command::Resume(vm) => ask(&vm, &Verb::Resume),
+        Command::Stop(vm) => ask(&vm, &Verb::Stop),
+        Command::Inspect(file) => describe(&file),
+        Command::Verify(file) => verify(&file),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("vmm: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(args: Run) -> Result<ExitCode> {
+    let kvm = vm::open()?;
+    let shape = Shape { name: args.name, vcpus: args.cpus, memory: args.memory, kernel: Default::default() };
+    let source = BootSource {
+        kernel: args.kernel.clone(),
+        initrd: args.initrd,
+        cmdline: args.cmdline,
+        protocol: args.entry.into(),
+    };
+    operate(&args.api, &args.kernel, false, |ends| Ok(start::boot(&kvm, shape, &source, ends)?))
+}
+
+fn restore(args: &Restore) -> Result<ExitCode> {
+    let kvm = vm::open()?;
+    let snapshot = load::open(&args.file)?;
+    operate(&args.api, &args.file, args.paused, |ends| Ok(start::restore(&kvm, &snapshot, ends)?))
+}
+
+/// The whole life of a machine in this process: make it, let it run, wait for its end.
+fn operate(
+    api: &ApiSocket,
+    source: &Path,
+    paused: bool,
+    make: impl FnOnce(HostEnds) -> Result<Machine>,
+) -> Result<ExitCode> {
+    let signals = EndSignals::hold().context("cannot hold back signals")?;
+    let (server, calls) = serve(api)?;
+    let drained = Arc::new(event()?);
+    let mut machine = make(host_ends(drained.clone()))?;
+    let terminal = Terminal::open().context("cannot set up the terminal")?;
+    if !paused {
+        machine.resume();
+    }
+    let inputs = Inputs { terminal, signals, calls, drained };
+    let outcome = Monitor::new(machine, source.display().to_string(), inputs).run();
+    drop(server);
+    Ok(report(&outcome.context("cannot wait for the VM")?))
+}
+
+/// The socket is there before the machine is: a path that can't be used is refused before anything else is done.
+fn serve(api: &ApiSocket) -> Result<(Option<ApiServer>, Option<Calls>)> {
+    let Some(path) = &api.socket else { return Ok((None, None)) };
+    let (sender, receiver) = channel();
+    let event = event()?;
+    let wake = event.try_clone().context("cannot share an event")?;
+    let server = ApiServer::start(path, sender, wake)?;
+    Ok((Some(server), Some(Calls { receiver, event })))
+}
+
+fn event() -> Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("cannot make an event")
+}
+
+fn host_ends(drained: Arc<EventFd>) -> HostEnds {
+    let wake = move || {
+        let _ = drained.write(1);
+    };
+    HostEnds { console: Box::new(ConsoleOut::stdout()), drained: Box::new(wake) }
+}
+
+/// A power-off needs no words; everything else is said.
+fn report(outcome: &Outcome) -> ExitCode {
+    if *outcome != Outcome::PoweredOff {
+        eprintln!("vmm: {outcome}");
+    }
+    ExitCode::from(outcome.status())
+}
+
+fn ask(vm: &Remote, verb: &Verb) -> Result<ExitCode> {
+    client::run(&vm.api, verb, vm.json, &mut io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
+    ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into))?)
+}
+
+fn describe(args: &File) -> Result<ExitCode> {
+    let description = inspect::describe(&args.file)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&description)?);
+    } else {
+        println!("{}", inspect::table(&description));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(args: &File) -> Result<ExitCode> {
+    let checked = inspect::verify(&args.file)?;
+    if args.json {
+        println!("{}", serde_json::json!({ "intact": true, "ram_bytes": checked }));
+    } else {
+        println!("{}: intact, {} MiB of RAM checked", args.file.display(), checked >> 20);
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -13,6 +13,10 @@ pub const TSC: u32 = 0x10;
 /// IA32_TSC_DEADLINE: the LAPIC timer's next expiry in guest TSC ticks, zero when unarmed.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 
+/// Wall clock addresses of kvmclock (old and new number). A write is a command, to put the time into guest memory now; KVM
+/// promises the guest no later write (Documentation/virt/kvm/x86/msr.rst), so by now that memory may hold something else.
+const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
+
 /// Registers in one call; KVM takes 256.
 const BATCH: usize = 128;
 
@@ -98,13 +102,14 @@ pub fn save(vcpu: &VcpuFd, list: &[u32]) -> Result<MsrState, Ioctl> {
     Ok(state)
 }
 
-/// Writes the registers. The TSC and its deadline are left to the caller, who knows their order.
+/// Writes the registers. The TSC and its deadline are left to the caller, who knows their order; the wall clock's address
+/// is not written at all.
 ///
 /// # Errors
 /// A register that can't be given its value, unless it has it anyway (some are read-only and alike on every vCPU).
 pub fn restore(vcpu: &VcpuFd, state: &MsrState) -> Result<(), MsrError> {
-    let wanted: Vec<_> =
-        state.saved.iter().copied().filter(|(index, _)| ![TSC, TSC_DEADLINE].contains(index)).collect();
+    let apart = |index| [TSC, TSC_DEADLINE].contains(&index) || WALL_CLOCK.contains(&index);
+    let wanted: Vec<_> = state.saved.iter().copied().filter(|&(index, _)| !apart(index)).collect();
     let mut rest = wanted.as_slice();
     while !rest.is_empty() {
         let batch = &rest[..rest.len().min(BATCH)];

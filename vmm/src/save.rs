@@ -10,8 +10,8 @@ use crate::ram::GuestRam;
 use crate::vcpu_state::VcpuState;
 use crate::{cpuid, layout};
 use snapshot::{
-    About, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange, RamSource, Registers, Section,
-    SectionError, Summary, WriteError,
+    About, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange, RamSource,
+    Registers, Section, SectionError, Summary, WriteError,
 };
 use std::io;
 use std::path::Path;
@@ -102,10 +102,8 @@ fn about(state: &MachineState) -> Result<About, SaveError> {
 fn host_needs(vcpu: &VcpuState) -> Vec<HostNeed> {
     let text = |name: &str, value: String| HostNeed { name: name.to_owned(), value: NeedValue::Text(value) };
     let number = |name: &str, value| HostNeed { name: name.to_owned(), value: NeedValue::Number(value) };
-    let mut needs = vec![
-        text(NEED_VENDOR, cpuid::vendor(&vcpu.cpuid)),
-        number(NEED_XSAVE, vcpu.xsave.len() as u64),
-    ];
+    let mut needs =
+        vec![text(NEED_VENDOR, cpuid::vendor(&vcpu.cpuid)), number(NEED_XSAVE, vcpu.xsave.len() as u64)];
     needs.extend(vcpu.tsc_khz.map(|khz| number(NEED_TSC, u64::from(khz))));
     needs
 }

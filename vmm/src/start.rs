@@ -2,6 +2,7 @@
 //!
 //! In: files. Out: a paused machine. Holds: nothing has run when something is refused.
 
+use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Entry, registers};
 use crate::capture::MachineState;
 use crate::config::{self, ConfigError, Shape};
@@ -11,7 +12,6 @@ use crate::machine::Machine;
 use crate::ram::{GuestRam, RamError};
 use crate::restore::{HostEnds, RestoreError};
 use crate::vcpu_state::VcpuState;
-use crate::acpi;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
 use kvm_ioctls::Kvm;
 use snapshot::Snapshot;

@@ -1,0 +1,219 @@
+//! The main thread: waits for the user, the API and the vCPUs, and answers each.
+//!
+//! In: typed bytes, API calls, signals, the vCPUs' reports. Out: the VM's [`Outcome`]. Holds: the machine is this thread's
+//! alone, so no command meets another; while a snapshot is written the others wait.
+//!
+//! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
+
+use crate::api::{
+    ApiCall, ApiError, Command, Reply, RunState, SnapshotRequest, SnapshotSummary, Status, Then,
+};
+use crate::machine::Machine;
+use crate::outcome::Outcome;
+use crate::save::SaveError;
+use crate::signals::EndSignals;
+use crate::terminal::{Action, HELP, Terminal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Calls from the API's server, and the event that says there is one.
+pub struct Calls {
+    /// The calls.
+    pub receiver: Receiver<ApiCall>,
+    /// Written after each is sent.
+    pub event: EventFd,
+}
+
+/// What the main thread listens to besides the machine.
+pub struct Inputs {
+    /// The guest's console.
+    pub terminal: Terminal,
+    /// Signals that end the process.
+    pub signals: EndSignals,
+    /// The API, if there is one.
+    pub calls: Option<Calls>,
+    /// Written when the guest has read all its console input.
+    pub drained: Arc<EventFd>,
+}
+
+/// The main thread's loop.
+pub struct Monitor {
+    machine: Machine,
+    inputs: Inputs,
+    /// The file that the machine was started from.
+    source: String,
+    ended: Option<Outcome>,
+}
+
+/// How often a guest that takes no input is asked again: leaving loopback mode announces itself by nothing.
+const CONSOLE_RETRY: Duration = Duration::from_millis(100);
+
+impl Monitor {
+    /// A loop around the machine.
+    pub fn new(machine: Machine, source: String, inputs: Inputs) -> Self {
+        Self { machine, inputs, source, ended: None }
+    }
+
+    /// Waits until the VM ends.
+    ///
+    /// # Errors
+    /// The host won't let it wait or read.
+    pub fn run(mut self) -> io::Result<Outcome> {
+        loop {
+            self.feed_console();
+            self.wait()?;
+            self.hear_signals()?;
+            self.hear_vcpus();
+            self.hear_user()?;
+            self.hear_api();
+            if let Some(outcome) = self.ended.take() {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let stop = self.machine.stop_event();
+        let mut fds = vec![self.inputs.signals.fd(), stop.as_raw_fd(), self.inputs.drained.as_raw_fd()];
+        fds.extend(self.inputs.terminal.fd());
+        fds.extend(self.inputs.calls.as_ref().map(|calls| calls.event.as_raw_fd()));
+        let timeout = self.inputs.terminal.has_bytes().then_some(CONSOLE_RETRY);
+        wait_for(&fds, timeout)
+    }
+
+    fn hear_signals(&mut self) -> io::Result<()> {
+        if let Some(signal) = self.inputs.signals.next()? {
+            self.end(Outcome::Signal(signal));
+        }
+        Ok(())
+    }
+
+    fn hear_vcpus(&mut self) {
+        let _ = self.machine.stop_event().read();
+        if let Some(stop) = self.machine.stop_reason() {
+            self.end(Outcome::of(stop, self.machine.board().panic_seen()));
+        }
+    }
+
+    fn hear_user(&mut self) -> io::Result<()> {
+        let _ = self.inputs.drained.read();
+        for action in self.inputs.terminal.read()? {
+            match action {
+                Action::End => self.end(Outcome::Stopped),
+                Action::Status => self.say(&self.status().to_string()),
+                Action::Help => self.say(HELP),
+            }
+        }
+        Ok(())
+    }
+
+    fn feed_console(&mut self) {
+        let board = self.machine.board();
+        let bytes = self.inputs.terminal.take(board.console_room());
+        if !bytes.is_empty() {
+            board.console_input(&bytes);
+        }
+    }
+
+    /// On a terminal in raw mode a line needs its carriage return.
+    fn say(&self, text: &str) {
+        eprint!("\r\n{}\r\n", text.replace('\n', "\r\n"));
+    }
+
+    fn hear_api(&mut self) {
+        let Some(calls) = &self.inputs.calls else { return };
+        let _ = calls.event.read();
+        let waiting: Vec<_> = calls.receiver.try_iter().collect();
+        for ApiCall { command, reply } in waiting {
+            let answer = if self.ended.is_some() { Err(ApiError::ending()) } else { self.answer(command) };
+            // It fails when the caller has gone.
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn answer(&mut self, command: Command) -> Result<Reply, ApiError> {
+        match command {
+            Command::Status => return Ok(Reply::Status(self.status())),
+            Command::Pause => self.machine.pause().keep(),
+            Command::Resume => self.machine.resume(),
+            Command::Stop => self.end(Outcome::Stopped),
+            Command::Snapshot(request) => return self.snapshot(request).map(Reply::Snapshot),
+        }
+        Ok(Reply::Done)
+    }
+
+    fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
+        let started = Instant::now();
+        let paused = self.machine.pause();
+        if paused.has_ended() {
+            return Err(ApiError::ending());
+        }
+        let saved = paused.save(&request.path, &mut |_, _| {});
+        let summary = saved.map_err(|error| ApiError::failed(chain(&error)))?;
+        match request.then {
+            None => drop(paused),
+            Some(Then::Pause) => paused.keep(),
+            Some(Then::Resume) => paused.resume(),
+            Some(Then::Stop) => {
+                paused.keep();
+                self.end(Outcome::Stopped);
+            }
+        }
+        let total_ms = milliseconds(started.elapsed());
+        Ok(SnapshotSummary {
+            path: request.path,
+            memory_bytes: summary.ram_bytes,
+            stored_bytes: summary.data_bytes,
+            pause_ms: (!self.machine.is_paused()).then_some(total_ms),
+            total_ms,
+        })
+    }
+
+    fn status(&self) -> Status {
+        let shape = self.machine.shape();
+        Status {
+            name: shape.name.clone(),
+            state: if self.machine.is_paused() { RunState::Paused } else { RunState::Running },
+            vcpus: shape.vcpus,
+            memory_bytes: shape.memory,
+            kernel: shape.kernel.version.clone(),
+            started_from: PathBuf::from(&self.source),
+            uptime_seconds: self.machine.started().elapsed().as_secs_f64(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// The first reason to end is the one that counts.
+    fn end(&mut self, outcome: Outcome) {
+        self.ended.get_or_insert(outcome);
+    }
+}
+
+fn wait_for(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
+    // SAFETY: each fd belongs to a part of the monitor, which is borrowed by the caller throughout.
+    let borrowed = fds.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) });
+    let mut polled: Vec<_> = borrowed.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+    let timeout =
+        timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+    match poll(&mut polled, timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &SaveError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
