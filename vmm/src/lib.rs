@@ -18,6 +18,7 @@ pub mod vm_state;
 pub mod vm;
 pub mod vcpu;
 // Running.
+pub mod fault;
 pub mod run_loop;
 pub mod vcpu_thread;
 pub mod console_out;
