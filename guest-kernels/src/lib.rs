@@ -5,6 +5,7 @@
 //! [`manifest`] before it got there, and the same inputs give the same initramfs, byte for byte.
 
 mod apt;
+pub mod bare;
 mod bzimage;
 mod cache;
 mod initramfs;
