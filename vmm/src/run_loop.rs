@@ -57,7 +57,10 @@ pub fn step(vcpu: &mut Vcpu, buses: &Buses) -> Step {
             let access = PortData { port, write: false, bytes: data.as_mut_ptr(), len: data.len() };
             port_access(vcpu, access, &buses.ports)
         }
-        Ok(VcpuExit::MmioRead(address, data)) => answered(buses.memory.read(address, data)),
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            buses.memory.read(address, data);
+            Step::Continue
+        }
         Ok(VcpuExit::MmioWrite(address, data)) => requested(buses.memory.write(address, data)),
         Ok(VcpuExit::Intr | VcpuExit::Hlt) => Step::Continue,
         Ok(VcpuExit::Shutdown) => Step::Stop(Stop::TripleFault),
@@ -93,10 +96,6 @@ fn port_access(vcpu: &mut Vcpu, access: PortData, ports: &Bus) -> Step {
             return Step::Stop(Stop::Guest(request));
         }
     }
-    Step::Continue
-}
-
-fn answered((): ()) -> Step {
     Step::Continue
 }
 

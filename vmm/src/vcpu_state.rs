@@ -217,7 +217,7 @@ fn save_xsave(vcpu: &VcpuFd, size: usize) -> Result<Vec<u8>, Ioctl> {
 /// An area from a host with fewer features is shorter than this host's; the rest is zero, which is those features'
 /// initial state, because the header's XSTATE_BV doesn't name them.
 fn restore_xsave(vcpu: &VcpuFd, size: usize, bytes: &[u8]) -> Result<(), VcpuStateError> {
-    if bytes.len() < XSAVE_MIN || bytes.len() > size || bytes.len() % 4 != 0 {
+    if bytes.len() < XSAVE_MIN || bytes.len() > size || !bytes.len().is_multiple_of(4) {
         return Err(VcpuStateError::XsaveSize { found: bytes.len(), host: size });
     }
     let mut area = xsave_of(size);
