@@ -27,7 +27,7 @@ const XEN_PHYS32_ENTRY: u32 = 18;
 const GNU_BUILD_ID: u32 = 3;
 const BUILD_ID_MAX: usize = 64;
 const BANNER: &[u8] = b"Linux version ";
-const VERSION_MAX: usize = 512;
+const BANNER_MAX: u64 = 512;
 const WINDOW: u64 = 1 << 20;
 
 /// One ELF note.
@@ -184,13 +184,13 @@ fn address(desc: &[u8]) -> Option<u64> {
     (desc.len() >= 4).then(|| u64::from_le_bytes(bytes)).filter(|entry| u32::try_from(*entry).is_ok())
 }
 
-/// The text after the first `Linux version ` that a digit follows.
+/// The text after `Linux version ` in the kernel's banner.
 fn version(image: &Image<'_>, segments: &[&Elf64_Phdr]) -> Result<Option<String>, KernelError> {
     for segment in segments {
         let mut offset = 0;
         while offset < segment.p_filesz {
-            // Windows overlap by one banner, so that none is cut in two.
-            let len = (WINDOW + VERSION_MAX as u64).min(segment.p_filesz - offset);
+            // Windows overlap by the longest banner, and one that begins in the overlap is the next window's.
+            let len = (WINDOW + BANNER_MAX).min(segment.p_filesz - offset);
             if let Some(version) = find_version(&image.bytes(segment.p_offset + offset, len)?) {
                 return Ok(Some(version));
             }
@@ -200,9 +200,13 @@ fn version(image: &Image<'_>, segments: &[&Elf64_Phdr]) -> Result<Option<String>
     Ok(None)
 }
 
-fn find_version(bytes: &[u8]) -> Option<String> {
-    memmem::find_iter(bytes, BANNER)
-        .map(|at| &bytes[at + BANNER.len()..])
-        .find(|text| text.first().is_some_and(u8::is_ascii_digit))
-        .and_then(|text| printable(&text[..text.len().min(VERSION_MAX)]))
+/// The kernel has the text several times: as a format, without a build number, and as `/proc/version` shows it.
+fn find_version(window: &[u8]) -> Option<String> {
+    let starts = memmem::find_iter(window, BANNER).take_while(|start| *start < WINDOW as usize);
+    let texts = starts.map(|start| &window[start..window.len().min(start + BANNER_MAX as usize)]);
+    texts.filter_map(|text| printable(&text[BANNER.len()..])).find(|text| has_build_number(text))
+}
+
+fn has_build_number(text: &str) -> bool {
+    text.split_once(" #").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()))
 }

@@ -49,8 +49,13 @@ pub(crate) fn notes() -> Vec<u8> {
 
 /// A vmlinux: header, two program headers, `notes` at 0x200, a segment at 0x1000 with a banner; 1 MiB of bss.
 pub(crate) fn elf(notes: &[u8]) -> Vec<u8> {
-    let mut code = vec![0x90; 0x100];
-    code.extend(b"Linux version %s\0Linux version 6.1.0-test (me) #1\n\0");
+    elf_with_banner_at(0x100, notes)
+}
+
+/// The same with the banner so many bytes into the segment.
+pub(crate) fn elf_with_banner_at(offset: usize, notes: &[u8]) -> Vec<u8> {
+    let mut code = vec![0x90; offset];
+    code.extend(b"Linux version 6.1.0-test (me) # SMP\0Linux version 6.1.0-test (me) #1 SMP\n\0");
     let mut image = b"\x7fELF\x02\x01\x01".to_vec();
     image.resize(16, 0);
     image.extend([2, 0, 62, 0, 1, 0, 0, 0]);

@@ -1,8 +1,8 @@
 //! Good kernels load; every bad file gets its own line.
 
 use super::synthetic::{
-    BZIMAGE_INIT_SIZE, BZIMAGE_START, ELF_START, MIB, PVH_OFFSET, bzimage, elf, file, note, notes, patched,
-    ram,
+    BZIMAGE_INIT_SIZE, BZIMAGE_START, ELF_START, MIB, PVH_OFFSET, bzimage, elf, elf_with_banner_at, file,
+    note, notes, patched, ram,
 };
 use super::*;
 use vm_memory::{Bytes, GuestAddress};
@@ -30,7 +30,7 @@ fn elf_with_a_note_starts_at_its_pvh_entry() {
     let kernel = load(&mem, file.path(), ProtocolChoice::Auto, 64 * MIB).unwrap();
     assert_eq!((kernel.protocol, kernel.entry), (Protocol::Pvh, ELF_START + PVH_OFFSET));
     assert!((ELF_START + MIB..ELF_START + MIB + 0x1000).contains(&kernel.end));
-    assert_eq!(kernel.identity.version.as_deref(), Some("6.1.0-test (me) #1"));
+    assert_eq!(kernel.identity.version.as_deref(), Some("6.1.0-test (me) #1 SMP"));
     assert_eq!(kernel.identity.build_id, Some(vec![0xab; 20]));
     assert_eq!(mem.read_obj::<u32>(GuestAddress(ELF_START)).unwrap(), 0x9090_9090);
 }
@@ -42,6 +42,17 @@ fn elf_starts_at_its_64_bit_entry_when_asked_or_when_there_is_no_note() {
         assert_eq!((kernel.protocol, kernel.entry), (Protocol::Linux64, ELF_START));
     }
     assert!(refusal(&elf(&[]), ProtocolChoice::Pvh).contains("no PVH entry"));
+}
+
+/// The banner was cut where a window ended.
+#[test]
+fn the_version_is_whole_wherever_the_banner_is() {
+    for offset in ((MIB as usize - 80)..(MIB as usize + 600)).step_by(7) {
+        let mem = ram(64 * MIB);
+        let file = file(&elf_with_banner_at(offset, &notes()));
+        let kernel = load(&mem, file.path(), ProtocolChoice::Auto, 64 * MIB).unwrap();
+        assert_eq!(kernel.identity.version.as_deref(), Some("6.1.0-test (me) #1 SMP"), "at {offset}");
+    }
 }
 
 #[test]
