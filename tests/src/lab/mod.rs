@@ -16,18 +16,22 @@ mod qemu;
 mod session;
 mod stream;
 mod terminal;
+mod turn;
 
 use anyhow::{Context, Result, bail, ensure};
 use session::{Ending, Machine};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 /// A lab runs this long unless it is told otherwise: one minute less than many CI systems give a silent job.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(540);
 /// The status of a command that reached its limit, as `timeout(1)` has it.
 pub const TIMED_OUT: u8 = 124;
+/// Lines of a dead machine's log that are shown.
+const LOG_TAIL: usize = 40;
 
 /// Which processor the lab emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +145,7 @@ impl Lab {
         self
     }
 
-    /// For this long, the machine's start included; `None` for ever.
+    /// For this long, the machine's start included but not the wait for other labs of this process; `None` for ever.
     pub fn limit(mut self, limit: impl Into<Option<Duration>>) -> Lab {
         self.limit = limit.into();
         self
@@ -166,9 +170,9 @@ impl Lab {
     /// is no error.
     pub fn run(&self, command: &str) -> Result<LabResult> {
         let mut output = Vec::new();
-        let ending = self.run_to(command, &mut output)?;
+        let status = self.run_to(command, &mut output)?;
         let output = String::from_utf8_lossy(&output).into_owned();
-        Ok(LabResult { status: ending.status(), output, timed_out: ending == Ending::TimedOut })
+        Ok(LabResult { status: status.unwrap_or(TIMED_OUT), output, timed_out: status.is_none() })
     }
 
     /// Runs a shell command in the lab, passes on what it prints as it comes, byte for byte, and returns its status. A
@@ -177,9 +181,8 @@ impl Lab {
     /// # Errors
     /// As [`Lab::run`], or `output` fails.
     pub fn stream(&self, command: &str, output: &mut dyn Write) -> Result<u8> {
-        let ending = self.run_to(command, output)?;
-        self.announce(ending);
-        Ok(ending.status())
+        let status = self.run_to(command, output)?;
+        Ok(status.unwrap_or_else(|| self.timed_out()))
     }
 
     /// An interactive shell on this terminal, and its status.
@@ -191,24 +194,25 @@ impl Lab {
         ensure!(is_terminal, "without a command the lab needs a terminal: give one with RUN='shell command'");
         let (setup, token) = self.setup(None)?;
         let mut machine = self.lane.start(&setup)?;
-        let _raw = terminal::Raw::enter()?;
+        let raw = terminal::Raw::enter()?;
         session::forward_stdin(std::mem::replace(&mut machine.input, Box::new(std::io::sink())));
-        let ending = session::follow(machine, &token, self.limit, &mut std::io::stdout());
-        let ending = ending.map_err(|e| e.context(setup.last_words()))?;
-        self.announce(ending);
-        Ok(ending.status())
+        let ending = session::follow(machine, &token, self.limit, &mut std::io::stdout())?;
+        drop(raw);
+        Ok(setup.status(ending)?.unwrap_or_else(|| self.timed_out()))
     }
 
-    fn run_to(&self, command: &str, output: &mut dyn Write) -> Result<Ending> {
+    /// The status, or `None` when the limit came first.
+    fn run_to(&self, command: &str, output: &mut dyn Write) -> Result<Option<u8>> {
         let (setup, token) = self.setup(Some(command))?;
+        let _turn = turn::Turn::wait();
         let machine = self.lane.start(&setup)?;
-        session::follow(machine, &token, self.limit, output).map_err(|e| e.context(setup.last_words()))
+        setup.status(session::follow(machine, &token, self.limit, output)?)
     }
 
-    fn announce(&self, ending: Ending) {
-        if let (Ending::TimedOut, Some(limit)) = (ending, self.limit) {
-            eprintln!("lab: the limit of {} seconds is reached; the lab is stopped", limit.as_secs());
-        }
+    fn timed_out(&self) -> u8 {
+        let limit = self.limit.unwrap_or_default().as_secs();
+        eprintln!("lab: the limit of {limit} seconds is reached; the lab is stopped");
+        TIMED_OUT
     }
 
     /// Makes all that a machine needs, and the token that will end its output.
@@ -233,18 +237,58 @@ impl Lab {
 }
 
 impl Setup {
-    /// The end of the log, for an error message.
-    fn last_words(&self) -> String {
-        let log = std::fs::read(open_path(&self.log)).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log).replace('\r', "");
-        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
-        format!("the lab's log ends with:\n{tail}\n")
+    /// The command's status, `None` when the limit came first; a machine that died is an error with the log's end.
+    fn status(&self, ending: Ending) -> Result<Option<u8>> {
+        match ending {
+            Ending::Exited(status) => Ok(Some(status)),
+            Ending::TimedOut => Ok(None),
+            Ending::Died(emulator) => {
+                let log = std::fs::read(open_path(&self.log)).context("cannot read the lab's log")?;
+                bail!("{}", post_mortem(emulator, &String::from_utf8_lossy(&log)));
+            }
+        }
     }
+}
+
+/// Why a machine died, in one line, and the last lines of its log.
+fn post_mortem(emulator: ExitStatus, log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let panic = lines.iter().find_map(|line| Some(&line[line.find("Kernel panic")?..]));
+    let reason = panic.map_or(format!("its emulator ended with {emulator}"), |panic| format!("\"{panic}\""));
+    let tail = lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n");
+    format!("the lab died before the command ended: {reason}; the end of its log:\n{tail}")
 }
 
 /// A path by which another process opens a file of this one that has no name.
 fn open_path(file: &File) -> PathBuf {
     use std::os::fd::AsRawFd;
     Path::new("/proc").join(format!("{}/fd/{}", std::process::id(), file.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_post_mortem_names_the_panic_and_ends_with_the_log() {
+        let log = "[ 1.0] up\r\n\r\n[ 2.0] Kernel panic - not syncing: why\r\n[ 2.1] trace\r\n";
+        let text = post_mortem(ExitStatus::from_raw(0), log);
+        let first = text.lines().next().unwrap();
+        assert!(first.contains(": \"Kernel panic - not syncing: why\";"), "{first}");
+        assert!(text.ends_with("\n[ 2.1] trace"), "{text}");
+    }
+
+    #[test]
+    fn a_post_mortem_without_a_panic_names_the_emulator_and_is_short() {
+        let log: String = (0..1000).map(|n| format!("line {n}\n")).collect();
+        let text = post_mortem(ExitStatus::from_raw(1 << 8), &log);
+        assert!(text.contains("exit status: 1") && text.ends_with("line 999"), "{text}");
+        assert_eq!(text.lines().count(), 1 + LOG_TAIL);
+    }
+
+    #[test]
+    fn an_unknown_lane_is_refused() {
+        assert!("arm".parse::<Lane>().unwrap_err().to_string().contains("\"arm\", expected amd"));
+    }
 }

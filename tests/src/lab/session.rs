@@ -3,12 +3,11 @@
 //! In: a started emulator and its channel. Out: the command's output, and how it ended. Holds: the emulator is killed
 //! when the run ends in whatever way, and the kernel kills it if this process is killed.
 
-use super::TIMED_OUT;
 use super::stream::Scanner;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
@@ -17,15 +16,8 @@ use std::time::{Duration, Instant};
 pub(super) enum Ending {
     Exited(u8),
     TimedOut,
-}
-
-impl Ending {
-    pub(super) fn status(self) -> u8 {
-        match self {
-            Ending::Exited(status) => status,
-            Ending::TimedOut => TIMED_OUT,
-        }
-    }
+    /// The machine ended before the command did.
+    Died(ExitStatus),
 }
 
 /// A child that does not outlive this value, nor the thread that started it.
@@ -72,7 +64,7 @@ fn die_with(parent: u32) -> io::Result<()> {
 /// Passes the output on until the token, the limit, or the end of the machine; then kills the machine.
 ///
 /// # Errors
-/// The machine ended without the token, or `out` fails.
+/// `out` fails.
 pub(super) fn follow(
     machine: Machine,
     token: &str,
@@ -88,7 +80,7 @@ pub(super) fn follow(
         if chunk.is_empty() {
             emit(out, &scanner.rest())?;
             drop(input);
-            bail!("the lab's machine ended before the command did ({})", emulator.0.wait()?);
+            return Ok(Ending::Died(emulator.0.wait()?));
         }
         let (bytes, status) = scanner.push(&chunk);
         emit(out, &bytes)?;
