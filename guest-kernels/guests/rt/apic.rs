@@ -11,7 +11,6 @@ const COMMAND: usize = 0x300;
 const COMMAND_TARGET: usize = 0x310;
 const LVT_TIMER: usize = 0x320;
 const INITIAL_COUNT: usize = 0x380;
-const CURRENT_COUNT: usize = 0x390;
 const DIVIDE: usize = 0x3e0;
 
 const SOFTWARE_ENABLE: u32 = 1 << 8;
@@ -58,11 +57,6 @@ pub fn periodic(count: u32) {
 pub fn one_shot(count: u32) {
     write(LVT_TIMER, u32::from(TIMER));
     write(INITIAL_COUNT, count);
-}
-
-/// What is left of the count.
-pub fn remaining() -> u32 {
-    read(CURRENT_COUNT)
 }
 
 /// Whether there is a TSC-deadline timer.

@@ -1,6 +1,6 @@
 //! COM1, and the ports that end the VM.
 
-use super::cpu::{r#in8, out8};
+use super::cpu::{in8, out8};
 use core::fmt::{self, Write};
 
 const COM1: u16 = 0x3f8;
@@ -13,7 +13,7 @@ struct Console;
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            while r#in8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {}
+            while in8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {}
             out8(COM1, byte);
         }
         Ok(())

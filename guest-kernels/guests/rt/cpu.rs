@@ -5,12 +5,12 @@ use core::arch::x86_64::{__cpuid_count, _rdtsc};
 
 /// Writes a port.
 pub fn out8(port: u16, value: u8) {
-    // SAFETY: IOPL is 3, and no device writes memory by itself.
+    // SAFETY: the I/O bitmap allows it, and no device writes memory by itself.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) }
 }
 
 /// Reads a port.
-pub fn r#in8(port: u16) -> u8 {
+pub fn in8(port: u16) -> u8 {
     let value;
     // SAFETY: as above.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) }

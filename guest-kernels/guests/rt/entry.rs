@@ -16,15 +16,19 @@ pub const TRAMPOLINE: usize = 0x8000;
 /// Bytes of stack in ring 3.
 const STACK: usize = 32 << 10;
 
-/// What the entry code tells [`rt_main`](super::rt_main) about how the machine was entered.
+/// How the machine was entered, as [`rt_main`](super::rt_main) is told: by PVH, with the start info.
 pub const ENTERED_BY_PVH: u32 = 0;
-pub const ENTERED_BY_LINUX64: u32 = 1;
+/// By the 64-bit Linux protocol, with the zero page.
+const ENTERED_BY_LINUX64: u32 = 1;
+/// By a start-up IPI from another CPU.
 pub const ENTERED_BY_IPI: u32 = 2;
 
-pub const CODE32: u16 = 0x08;
-pub const CODE64: u16 = 0x10;
-pub const DATA: u16 = 0x18;
+const CODE32: u16 = 0x08;
+const CODE64: u16 = 0x10;
+const DATA: u16 = 0x18;
+/// Ring 3's data segment. Both selectors are those of Linux: KVM on some hosts knows no others.
 pub const USER_DATA: u16 = 0x2b;
+/// Ring 3's 64-bit code segment.
 pub const USER_CODE: u16 = 0x33;
 /// The first of [`MAX_CPUS`] TSS descriptors.
 const TSS: u16 = 0x40;
