@@ -10,7 +10,7 @@ use kvm_bindings::{
     KVM_INTERNAL_ERROR_SIMUL_EX, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_regs, kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 /// The longest x86 instruction, in bytes (Intel SDM 2, 2.3.11).
 const INSTRUCTION_MAX: usize = 15;
@@ -81,7 +81,7 @@ fn u128_bytes(low: u64, high: u64) -> [u8; 16] {
 pub fn report(vcpu: &mut VcpuFd, mut read_physical: impl FnMut(u64, &mut [u8]) -> bool) -> String {
     let fault = Fault::of(vcpu.get_kvm_run());
     let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else {
-        return cause(&fault);
+        return fault.to_string();
     };
     describe(&fault, &regs, &sregs, &mut |address, buffer| {
         read_linear(address, buffer, &mut |page| translate(vcpu, page), &mut read_physical)
@@ -119,7 +119,7 @@ pub fn describe(
     sregs: &kvm_sregs,
     read_linear: &mut dyn FnMut(u64, &mut [u8]) -> usize,
 ) -> String {
-    let mut text = cause(fault);
+    let mut text = fault.to_string();
     if *fault == Fault::Shutdown && was_reset(regs, sregs) {
         text.push_str("; KVM has reset the vCPU, so where it happened is not known");
         return text;
@@ -140,28 +140,36 @@ fn was_reset(regs: &kvm_regs, sregs: &kvm_sregs) -> bool {
     regs.rip == 0xfff0 && sregs.cs.base == 0xffff_0000
 }
 
-/// The Intel VM-instruction error numbers and exit reasons are from the SDM, 3C 30.4 and appendix C; AMD's VMEXIT_INVALID
-/// from the APM, 2 15.5.1.
-fn cause(fault: &Fault) -> String {
-    match fault {
-        Fault::Internal { suberror, data } => internal_cause(*suberror, data),
-        Fault::EntryFailed { reason } => {
-            let meaning = match *reason {
-                7 => " (Intel: invalid control fields)",
-                8 => " (Intel: invalid host state)",
-                0x8000_0021 => " (Intel: invalid guest state)",
-                0x8000_0022 => " (Intel: MSR loading failed)",
-                u64::MAX | 0xffff_ffff => " (AMD: invalid guest state)",
-                _ => "",
-            };
-            format!(
-                "the processor would not enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x}{meaning})"
-            )
+/// What happened, without the place.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internal { suberror, data } => f.write_str(&internal_cause(*suberror, data)),
+            Self::EntryFailed { reason } => {
+                let meaning = entry_failure(*reason);
+                write!(
+                    f,
+                    "the processor would not enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x}{meaning})"
+                )
+            }
+            Self::Shutdown => f.write_str("the guest's processor has shut down after a triple fault"),
+            Self::Unexpected { exit_reason } => {
+                write!(f, "KVM stopped the guest for an unexpected reason, {exit_reason}")
+            }
         }
-        Fault::Shutdown => "the guest's processor has shut down after a triple fault".into(),
-        Fault::Unexpected { exit_reason } => {
-            format!("KVM stopped the guest for an unexpected reason, {exit_reason}")
-        }
+    }
+}
+
+/// Intel's VM-instruction error numbers and exit reasons are from the SDM, 3C 30.4 and appendix C; AMD's VMEXIT_INVALID
+/// is from the APM, 2 15.5.1.
+fn entry_failure(reason: u64) -> &'static str {
+    match reason {
+        7 => " (Intel: invalid control fields)",
+        8 => " (Intel: invalid host state)",
+        0x8000_0021 => " (Intel: invalid guest state)",
+        0x8000_0022 => " (Intel: MSR loading failed)",
+        u64::MAX | 0xffff_ffff => " (AMD: invalid guest state)",
+        _ => "",
     }
 }
 

@@ -41,5 +41,8 @@ pub mod api_socket;
 pub mod api_server;
 pub mod client;
 pub mod inspect;
+mod probe;
+mod probes;
+pub mod doctor;
 pub mod monitor;
 pub mod cli;
