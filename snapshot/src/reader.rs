@@ -126,6 +126,11 @@ impl Snapshot {
         self.sections().find(|section| section.name == name)
     }
 
+    /// The chunk table: a digest for each chunk of RAM, in the order of guest addresses.
+    pub fn digests(&self) -> &[u64] {
+        &self.table
+    }
+
     /// Bytes of RAM that are holes of the file, and so are known to be zero without being read.
     ///
     /// # Errors

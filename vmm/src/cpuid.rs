@@ -9,6 +9,7 @@ use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2 as Entry,
 };
 use kvm_ioctls::{Cap, Kvm};
+use vmm_sys_util::errno;
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE_TIMER: u32 = 1 << 24;
@@ -45,10 +46,9 @@ pub fn for_vcpu(supported: &[Entry], index: u32, count: u32) -> Vec<Entry> {
 /// The entries as the ioctl takes them.
 ///
 /// # Errors
-/// More entries than KVM takes, as text for the caller's error.
-pub fn to_kvm(entries: &[Entry]) -> Result<CpuId, String> {
-    CpuId::from_entries(entries)
-        .map_err(|_| format!("{} CPUID entries, KVM takes {KVM_MAX_CPUID_ENTRIES}", entries.len()))
+/// More of them than it takes; KVM's own answer would be the same.
+pub fn to_kvm(entries: &[Entry]) -> Result<CpuId, Ioctl> {
+    CpuId::from_entries(entries).map_err(|_| errno::Error::new(libc::E2BIG)).during("KVM_SET_CPUID2")
 }
 
 /// The processor's maker, as leaf 0 spells it.

@@ -12,7 +12,7 @@ use crate::msr;
 use crate::ram::GuestRam;
 use crate::run_loop::Buses;
 use crate::vcpu::{self, Vcpu};
-use crate::vcpu_state::{HostTsc, HostVcpu, VcpuStateError};
+use crate::vcpu_state::{HostTsc, HostVcpu, VcpuState, VcpuStateError};
 use crate::vcpu_thread::{Reports, VcpuThread};
 use crate::vm;
 use crate::vm_state;
@@ -97,10 +97,8 @@ impl MachineState {
         let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
         let now = HostTsc::default();
         let vcpu = |index| {
-            let vcpu = Vcpu::new(&vm, index, host.clone())?;
-            let entries = cpuid::for_vcpu(&supported, index, shape.vcpus);
-            vcpu.set_cpuid(&entries)?;
-            vcpu.save(&now)
+            let cpuid = cpuid::for_vcpu(&supported, index, shape.vcpus);
+            Vcpu::new(&vm, index, host.clone(), cpuid)?.save(&now)
         };
         let vcpus = (0..shape.vcpus).map(vcpu).collect::<Result<_, _>>()?;
         Ok(Self { vm: vm_state::save(&vm)?, vcpus, board: BoardState::default(), shape })
@@ -111,8 +109,8 @@ fn restore_vcpus(vm: &VmFd, state: &MachineState, host: &Arc<HostVcpu>) -> Resul
     if state.vcpus.len() != state.shape.vcpus as usize {
         return Err(RestoreError::Vcpus { vcpus: state.vcpus.len(), shape: state.shape.vcpus });
     }
-    let made = (0..state.shape.vcpus).map(|index| Vcpu::new(vm, index, host.clone()));
-    let vcpus = made.collect::<Result<Vec<_>, _>>()?;
+    let make = |(index, vcpu): (u32, &VcpuState)| Vcpu::new(vm, index, host.clone(), vcpu.cpuid.clone());
+    let vcpus = (0..).zip(&state.vcpus).map(make).collect::<Result<Vec<_>, _>>()?;
     let now = HostTsc::default();
     for (index, (vcpu, state)) in vcpus.iter().zip(&state.vcpus).enumerate() {
         vcpu.restore(state, &now).map_err(|source| RestoreError::Vcpu { index, source })?;

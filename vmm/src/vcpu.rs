@@ -3,9 +3,10 @@
 //! In: a VM. Out: a vCPU that can be run, saved and restored. Holds: a kick is never lost, whether it comes before, in or
 //! after `KVM_RUN`.
 
+use crate::cpuid;
 use crate::kvm::{During, Ioctl};
 use crate::vcpu_state::{self, HostTsc, HostVcpu, VcpuState, VcpuStateError};
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuFd, VmFd};
 use libc::{c_int, c_void, siginfo_t};
 use std::cell::Cell;
@@ -20,6 +21,7 @@ pub struct Vcpu {
     /// KVM's end of it.
     pub fd: VcpuFd,
     host: Arc<HostVcpu>,
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 thread_local! {
@@ -28,21 +30,14 @@ thread_local! {
 }
 
 impl Vcpu {
-    /// Makes vCPU number `index`, its local APIC id as well.
+    /// Makes vCPU number `index`, its local APIC id as well, with these answers to `cpuid`.
     ///
     /// # Errors
     /// The failed call.
-    pub fn new(vm: &VmFd, index: u32, host: Arc<HostVcpu>) -> Result<Self, Ioctl> {
-        Ok(Self { fd: vm.create_vcpu(u64::from(index)).during("KVM_CREATE_VCPU")?, host })
-    }
-
-    /// Sets what `cpuid` answers; a state has it among the rest.
-    ///
-    /// # Errors
-    /// The failed call.
-    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), Ioctl> {
-        let cpuid = CpuId::from_entries(entries).expect("KVM's own entries fit into its own limit");
-        self.fd.set_cpuid2(&cpuid).during("KVM_SET_CPUID2")
+    pub fn new(vm: &VmFd, index: u32, host: Arc<HostVcpu>, cpuid: Vec<kvm_cpuid_entry2>) -> Result<Self, Ioctl> {
+        let fd = vm.create_vcpu(u64::from(index)).during("KVM_CREATE_VCPU")?;
+        fd.set_cpuid2(&cpuid::to_kvm(&cpuid)?).during("KVM_SET_CPUID2")?;
+        Ok(Self { fd, host, cpuid })
     }
 
     /// Its state; it must be stopped, with its last I/O completed.
@@ -50,7 +45,7 @@ impl Vcpu {
     /// # Errors
     /// The failed call.
     pub fn save(&self, now: &HostTsc) -> Result<VcpuState, Ioctl> {
-        vcpu_state::save(&self.fd, &self.host, now)
+        vcpu_state::save(&self.fd, &self.host, &self.cpuid, now)
     }
 
     /// Puts a state into it.

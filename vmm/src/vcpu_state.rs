@@ -3,11 +3,10 @@
 //! In: a stopped vCPU, or a state from a snapshot. Out: the other of the two. Holds: `save` and `restore` name the same
 //! fields in an order that KVM's documentation and other monitors' bugs taught; each list says why.
 
-use crate::cpuid;
 use crate::kvm::{self, During, Ioctl};
 use crate::msr::{self, MsrError, MsrState};
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
+    Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
     kvm_regs, kvm_segment, kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
@@ -18,7 +17,7 @@ use vmm_sys_util::fam::FamStruct;
 /// Everything KVM holds of one vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// What `cpuid` answers.
+    /// What `cpuid` was told to answer; what the instruction adds of the vCPU's state (OSXSAVE and the like) is KVM's.
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// Runnable, halted, waiting for a start-up IPI.
     pub mp_state: kvm_mp_state,
@@ -107,9 +106,6 @@ pub enum VcpuStateError {
     /// A register was refused.
     #[error(transparent)]
     Msr(#[from] MsrError),
-    /// CPUID entries that KVM would not even look at.
-    #[error("CPUID: {0}")]
-    Cpuid(String),
     /// The XSAVE area is not one.
     #[error("XSAVE area of {found} bytes; this host's KVM takes 4096 to {host} bytes")]
     XsaveSize {
@@ -156,11 +152,17 @@ impl HostTsc {
 /// Reads everything. The vCPU must be stopped, with no I/O left to complete.
 ///
 /// Order: MP_STATE first, because reading it makes KVM work off pending INIT and SIPI, which changes the registers;
-/// events last, because reading XSAVE and the registers may move an injected exception into them.
+/// events last, because reading XSAVE and the registers may move an injected exception into them. `cpuid` is what the vCPU
+/// was made with: not every KVM gives back what it was given.
 ///
 /// # Errors
 /// The failed call.
-pub fn save(vcpu: &VcpuFd, host: &HostVcpu, now: &HostTsc) -> Result<VcpuState, Ioctl> {
+pub fn save(
+    vcpu: &VcpuFd,
+    host: &HostVcpu,
+    cpuid: &[kvm_cpuid_entry2],
+    now: &HostTsc,
+) -> Result<VcpuState, Ioctl> {
     let mp_state = vcpu.get_mp_state().during("KVM_GET_MP_STATE")?;
     let regs = vcpu.get_regs().during("KVM_GET_REGS")?;
     let sregs = kvm::get_sregs2(vcpu)?.into();
@@ -169,7 +171,7 @@ pub fn save(vcpu: &VcpuFd, host: &HostVcpu, now: &HostTsc) -> Result<VcpuState, 
     let debug_regs = vcpu.get_debug_regs().during("KVM_GET_DEBUGREGS")?;
     let lapic = vcpu.get_lapic().during("KVM_GET_LAPIC")?;
     let tsc_khz = vcpu.get_tsc_khz().ok();
-    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).during("KVM_GET_CPUID2")?.as_slice().to_vec();
+    let cpuid = cpuid.to_vec();
     let msrs = msr::save(vcpu, &host.msr_list)?;
     let tsc = guest_tsc(vcpu, now).or(msrs.get(msr::TSC)).unwrap_or_default();
     let events = vcpu.get_vcpu_events().during("KVM_GET_VCPU_EVENTS")?;
@@ -178,7 +180,7 @@ pub fn save(vcpu: &VcpuFd, host: &HostVcpu, now: &HostTsc) -> Result<VcpuState, 
 
 /// Writes everything, in the order in which each value can be taken.
 ///
-/// CPUID first: it decides which of the others are legal. The APIC base is in SREGS and decides how the LAPIC page is
+/// CPUID was set when the vCPU was made: it decides which of the others are legal. The APIC base is in SREGS and decides how the LAPIC page is
 /// read (x2APIC), so SREGS come before the LAPIC. The TSC before its deadline, and the deadline after the LAPIC, whose
 /// timer mode it needs. Events last, because setting registers clears pending exceptions.
 ///
@@ -190,8 +192,6 @@ pub fn restore(
     state: &VcpuState,
     now: &HostTsc,
 ) -> Result<(), VcpuStateError> {
-    let cpuid = cpuid::to_kvm(&state.cpuid).map_err(VcpuStateError::Cpuid)?;
-    vcpu.set_cpuid2(&cpuid).during("KVM_SET_CPUID2")?;
     vcpu.set_mp_state(state.mp_state).during("KVM_SET_MP_STATE")?;
     vcpu.set_regs(&state.regs).during("KVM_SET_REGS")?;
     kvm::set_sregs2(vcpu, &state.sregs.into())?;

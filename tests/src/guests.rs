@@ -1,0 +1,110 @@
+//! The guests that stories are told with: our own on any KVM, stock Linux where it runs.
+//!
+//! In: a name. Out: the arguments of `vmm run`, and the line by which the guest shows that it lives. Holds: a story needs
+//! to know nothing else of its guest, so the same stories run with all of them.
+
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+
+/// The stock kernels.
+pub const LINUX: [&str; 3] = ["6.1", "6.12", "7.2"];
+
+/// A guest to be booted.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// For messages.
+    pub name: String,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    cmdline: String,
+    memory: String,
+    cpus: u32,
+    /// What stands before the number that goes up for as long as the guest lives.
+    pub pulse: &'static str,
+}
+
+impl Guest {
+    /// One of our own; its file is written to `dir`.
+    ///
+    /// # Errors
+    /// There is no such guest, or the file can't be written.
+    pub fn bare(name: &str, dir: &Path) -> Result<Self> {
+        let (_, bytes) = guest_kernels::bare::all()
+            .iter()
+            .find(|(known, _)| *known == name)
+            .with_context(|| format!("no bare-metal guest is called {name}"))?;
+        let kernel = dir.join(name);
+        std::fs::write(&kernel, bytes).with_context(|| format!("cannot write {}", kernel.display()))?;
+        let pulse = if name == "counter" { "tick " } else { "round=" };
+        let (name, cmdline) = (name.to_owned(), String::new());
+        Ok(Self { name, kernel, initrd: None, cmdline, memory: "128M".to_owned(), cpus: 1, pulse })
+    }
+
+    /// A stock kernel from the lab's `/guests`, as an uncompressed vmlinux. `run` is a shell command for its init.
+    pub fn linux(version: &str, run: &str) -> Self {
+        let dir = Path::new("/guests").join(version);
+        let run = if run.is_empty() { String::new() } else { format!(" run=\"{run}\"") };
+        Self {
+            name: format!("Linux {version}"),
+            kernel: dir.join("vmlinux"),
+            initrd: Some(dir.join("initrd")),
+            cmdline: format!("console=ttyS0 panic=-1 quiet{run}"),
+            memory: "512M".to_owned(),
+            cpus: 1,
+            pulse: "tick ",
+        }
+    }
+
+    /// With this image in place of vmlinux, beside it: `vmlinuz`.
+    pub fn image(mut self, file: &str) -> Self {
+        self.kernel.set_file_name(file);
+        self
+    }
+
+    /// With these words on its command line as well.
+    pub fn cmdline(mut self, words: &str) -> Self {
+        self.cmdline = format!("{} {words}", self.cmdline).trim().to_owned();
+        self
+    }
+
+    /// With this much memory.
+    pub fn memory(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.memory);
+        self
+    }
+
+    /// With this many vCPUs.
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// With another sign of life.
+    pub fn pulse(mut self, pulse: &'static str) -> Self {
+        self.pulse = pulse;
+        self
+    }
+
+    /// The arguments of `vmm` that boot it.
+    pub fn run_args(&self) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let mut args = vec!["run".to_owned(), "--kernel".to_owned(), path(&self.kernel)];
+        args.extend(self.initrd.iter().flat_map(|initrd| ["--initrd".to_owned(), path(initrd)]));
+        args.extend(["--memory".to_owned(), self.memory.clone()]);
+        args.extend(["--cpus".to_owned(), self.cpus.to_string()]);
+        args.extend(["--cmdline".to_owned(), self.cmdline.clone()]);
+        args.extend(["--name".to_owned(), self.name.replace(' ', "-")]);
+        args
+    }
+
+    /// The number in a line that has the guest's pulse.
+    ///
+    /// # Errors
+    /// The line has none.
+    pub fn beat(&self, line: &str) -> Result<u64> {
+        let rest = line.split(self.pulse).nth(1).unwrap_or_default();
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        ensure!(!digits.is_empty(), "{}: no number after \"{}\" in \"{line}\"", self.name, self.pulse);
+        Ok(digits.parse()?)
+    }
+}

@@ -1,0 +1,91 @@
+//! The oracle: restore, capture again at once, compare.
+//!
+//! In: two snapshots, the second taken of the first's machine before it ran. Out: agreement, or the first thing that
+//! differs. Holds: all is compared, but for what moves by itself or is not written back on purpose, and each of these
+//! stands here by name.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use std::path::Path;
+use vmm::capture::MachineState;
+use vmm::load;
+use vmm::vcpu_state::VcpuState;
+
+/// The LAPIC timer's current count, which KVM derives from the time left: register 0x390 of the page.
+const LAPIC_TIMER_COUNT: std::ops::Range<usize> = 0x390..0x394;
+/// MSRs that run by themselves: TSC, and what KVM derives from the time (MPERF, APERF, the reference counters).
+const RUNNING_MSRS: [u32; 3] = [0x10, 0xe7, 0xe8];
+/// Addresses of kvmclock's wall clock: a write is a command, so a restore leaves them out and a capture reads zero.
+const WALL_CLOCK_MSRS: [u32; 2] = [0x11, 0x4b56_4d00];
+
+/// Compares the machine in `before` with the one in `after`.
+///
+/// # Errors
+/// Names the vCPU or the part, and what it was and became.
+pub fn same_machine(before: &Path, after: &Path) -> Result<()> {
+    let (first, second) = (load::open(before)?, load::open(after)?);
+    let (mut old, mut new) = (load::state(&first)?, load::state(&second)?);
+    time_goes_on(&old, &new)?;
+    [&mut old, &mut new].into_iter().for_each(still);
+    same("shape", &old.shape, &new.shape)?;
+    same("VM", &old.vm, &new.vm)?;
+    same("devices", &old.board, &new.board)?;
+    for (index, (old, new)) in old.vcpus.iter().zip(&new.vcpus).enumerate() {
+        same_vcpu(old, new).with_context(|| format!("vCPU {index}"))?;
+    }
+    same("RAM ranges", &first.manifest().ram.ranges, &second.manifest().ram.ranges)?;
+    same_ram(&first, &second)
+}
+
+/// What moves may move forward only, and for all vCPUs alike.
+fn time_goes_on(old: &MachineState, new: &MachineState) -> Result<()> {
+    ensure!(new.vm.clock.clock >= old.vm.clock.clock, "kvmclock went back");
+    let passed: Vec<_> = old.vcpus.iter().zip(&new.vcpus).map(|(old, new)| new.tsc.wrapping_sub(old.tsc)).collect();
+    ensure!(passed.windows(2).all(|pair| pair[0] == pair[1]), "TSCs moved apart: {passed:?}");
+    ensure!(passed[0] < 1 << 40, "the TSC jumped by {}", passed[0] as i64);
+    Ok(())
+}
+
+/// Takes out what moves.
+fn still(state: &mut MachineState) {
+    state.vm.clock = Default::default();
+    state.vm.pit.channels.iter_mut().for_each(|channel| channel.count_load_time = 0);
+    for vcpu in &mut state.vcpus {
+        vcpu.tsc = 0;
+        vcpu.lapic.regs[LAPIC_TIMER_COUNT].fill(0);
+        vcpu.msrs.saved.retain(|(index, _)| !RUNNING_MSRS.contains(index) && !WALL_CLOCK_MSRS.contains(index));
+    }
+}
+
+fn same_vcpu(old: &VcpuState, new: &VcpuState) -> Result<()> {
+    same("CPUID", &old.cpuid, &new.cpuid)?;
+    same("MP state", &old.mp_state, &new.mp_state)?;
+    same("registers", &old.regs, &new.regs)?;
+    same("segments and control registers", &old.sregs, &new.sregs)?;
+    same("XSAVE area", &old.xsave, &new.xsave)?;
+    same("XCR0", &old.xcrs, &new.xcrs)?;
+    same("debug registers", &old.debug_regs, &new.debug_regs)?;
+    same("LAPIC", &old.lapic, &new.lapic)?;
+    same("TSC frequency", &old.tsc_khz, &new.tsc_khz)?;
+    for (old, new) in old.msrs.saved.iter().zip(&new.msrs.saved) {
+        ensure!(old == new, "MSR {:#x} was {:#x} and is {:#x} (of MSR {:#x})", old.0, old.1, new.1, new.0);
+    }
+    same("skipped MSRs", &old.msrs.skipped, &new.msrs.skipped)?;
+    same("events", &old.events, &new.events)
+}
+
+/// As encoded, since KVM's structs do not all compare.
+fn same<T: Serialize>(what: &str, old: &T, new: &T) -> Result<()> {
+    let (old, new) = (postcard::to_stdvec(old)?, postcard::to_stdvec(new)?);
+    let differing: Vec<_> = (0..old.len().max(new.len())).filter(|&at| old.get(at) != new.get(at)).collect();
+    let Some(&at) = differing.first() else { return Ok(()) };
+    let around = |bytes: &[u8]| bytes.get(at..bytes.len().min(at + 16)).map(<[u8]>::to_vec);
+    bail!("{what} differs in {} bytes, from {at} on: {:x?} became {:x?}", differing.len(), around(&old), around(&new))
+}
+
+/// Both tables were made while the RAM was read, so equal tables are equal RAM.
+fn same_ram(first: &snapshot::Snapshot, second: &snapshot::Snapshot) -> Result<()> {
+    let differing = first.digests().iter().zip(second.digests()).position(|(old, new)| old != new);
+    ensure!(differing.is_none(), "RAM differs in chunk {}", differing.unwrap_or_default());
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! Stories of how machines end, and of what is typed to them.
+
+use crate::guests::Guest;
+use crate::vm::TestVm;
+use anyhow::{Result, ensure};
+
+/// The guest ends by itself, and the process's status says how.
+///
+/// # Errors
+/// Another status.
+pub fn ends_with(guest: &Guest, expected: i32) -> Result<()> {
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let status = vm.wait()?;
+    let said = vm.seen().last().cloned().unwrap_or_default();
+    ensure!(status == expected, "{}: status {status}, expected {expected}; vmm said: {said}", guest.name);
+    Ok(())
+}
+
+/// A line typed on the console reaches the guest; the end of standard input stops nothing.
+///
+/// # Errors
+/// No answer, or no life after the end of input.
+pub fn types_and_is_answered(guest: &Guest) -> Result<()> {
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for(guest.pulse)?;
+    vm.type_line("hello there")?;
+    vm.wait_for("input hello there")?;
+    vm.close_stdin();
+    (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))
+}

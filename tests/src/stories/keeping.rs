@@ -1,0 +1,71 @@
+//! Stories of machines that are kept in a file.
+
+use crate::guests::Guest;
+use crate::oracle;
+use crate::vm::TestVm;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+
+/// Fast restart: boot, snapshot, the process ends; a new process goes on with the next number. Returns the numbers before
+/// and after.
+///
+/// # Errors
+/// The guest does not go on, or goes on elsewhere.
+pub fn second_process(guest: &Guest, dir: &Path) -> Result<(u64, u64)> {
+    let file = dir.join("snapshot");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
+    vm.snapshot(&file, "pause")?;
+    let before = last_beat(guest, &mut vm)?;
+    vm.ask("stop", &[])?;
+    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+
+    let mut restored = TestVm::restore(&file)?;
+    let after = guest.beat(&restored.wait_for(guest.pulse)?)?;
+    ensure!(after == before + 1, "{}: {before} before, {after} after", guest.name);
+    for expected in after + 1..after + 4 {
+        let beat = guest.beat(&restored.wait_for(guest.pulse)?)?;
+        ensure!(beat == expected, "{}: {beat} where {expected} was due", guest.name);
+    }
+    Ok((before, after))
+}
+
+/// The last number printed before a pause: output is complete when the pause is.
+fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
+    vm.lines_within(std::time::Duration::from_millis(300));
+    let last = vm.seen().iter().rev().find(|line| line.contains(guest.pulse));
+    guest.beat(last.context("no sign of life")?)
+}
+
+/// The oracle: a restored machine, captured before it runs, is the machine that was saved.
+///
+/// # Errors
+/// Names what differs.
+pub fn capture_again(guest: &Guest, dir: &Path) -> Result<()> {
+    let (first, second) = (dir.join("first"), dir.join("second"));
+    let mut vm = TestVm::start(&guest.run_args())?;
+    (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
+    vm.snapshot_and_stop(&first)?;
+    TestVm::restore_paused(&first)?.snapshot_and_stop(&second)?;
+    oracle::same_machine(&first, &second).with_context(|| guest.name.clone())
+}
+
+/// Many rounds of restore and snapshot. Each lets the guest live for one more beat at least, and the guest itself looks
+/// for what was lost.
+///
+/// # Errors
+/// The guest finds something lost, or its number doesn't go up by one each time.
+pub fn rounds(guest: &Guest, count: u32, dir: &Path) -> Result<()> {
+    let files = [dir.join("even"), dir.join("odd")];
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut beat = guest.beat(&vm.wait_for(guest.pulse)?)?;
+    vm.snapshot_and_stop(&files[0])?;
+    for round in 1..=count as usize {
+        let mut vm = TestVm::restore(&files[(round + 1) % 2])?;
+        let next = guest.beat(&vm.wait_for(guest.pulse)?)?;
+        ensure!(next > beat, "{}: in round {round} {next} follows {beat}", guest.name);
+        beat = next;
+        vm.snapshot_and_stop(&files[round % 2]).with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! A `vmm` process under test, and what a user would do with it.
+//!
+//! In: arguments, as a user types them. Out: the lines that it prints, its exit status. Holds: a process never outlives
+//! its [`TestVm`], and every wait has a limit and fails with the output so far.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::io::{BufRead, BufReader, PipeReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// The longest that anything may take: Linux boots in tens of seconds in a busy lab.
+pub const LIMIT: Duration = Duration::from_secs(240);
+
+/// Where the `vmm` under test is: beside this program, or in a lab on PATH.
+pub fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| {
+        let dir = exe.parent()?;
+        let dir = if dir.ends_with("deps") { dir.parent()? } else { dir };
+        Some(dir.join("vmm")).filter(|path| path.exists())
+    });
+    beside.unwrap_or_else(|| "vmm".into())
+}
+
+/// Runs `vmm` to its end and returns what it printed.
+///
+/// # Errors
+/// It can't be started.
+pub fn vmm<'a>(args: impl IntoIterator<Item = &'a str>) -> Result<Output> {
+    Command::new(program()).args(args).stdin(Stdio::null()).output().context("cannot run vmm")
+}
+
+/// A running `vmm run` or `vmm restore`.
+pub struct TestVm {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl TestVm {
+    /// Starts `vmm` with these arguments and a control socket.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start(args: &[String]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("no directory for the control socket")?;
+        let socket = dir.path().join("api");
+        let (output, writer) = std::io::pipe()?;
+        let child = Command::new(program())
+            .args(args)
+            .arg("--api")
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .spawn()
+            .context("cannot run vmm")?;
+        Ok(Self { child, lines: lines_of(output), seen: Vec::new(), socket, _dir: dir })
+    }
+
+    /// Restores a snapshot.
+    ///
+    /// # Errors
+    /// `vmm` can't be started.
+    pub fn restore(file: &Path) -> Result<Self> {
+        Self::start(&["restore".to_owned(), file.display().to_string()])
+    }
+
+    /// Restores a snapshot and leaves it paused.
+    ///
+    /// # Errors
+    /// `vmm` can't be started.
+    pub fn restore_paused(file: &Path) -> Result<Self> {
+        Self::start(&["restore".to_owned(), "--paused".to_owned(), file.display().to_string()])
+    }
+
+    /// Waits for a line with `text` in it and returns that line.
+    ///
+    /// # Errors
+    /// The process ends first, or says `FAIL`, or [`LIMIT`] passes.
+    pub fn wait_for(&mut self, text: &str) -> Result<String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let line = self.next_line(deadline).with_context(|| format!("while waiting for \"{text}\""))?;
+            ensure!(!line.contains("FAIL"), "the guest says: {line}");
+            if line.contains(text) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// The next line, whatever it is.
+    ///
+    /// # Errors
+    /// The process ends first, or the deadline passes.
+    pub fn next_line(&mut self, deadline: Instant) -> Result<String> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Ok(line)
+            }
+            Err(RecvTimeoutError::Timeout) => bail!("the time is up; the last lines were:\n{}", self.tail()),
+            Err(RecvTimeoutError::Disconnected) => bail!("vmm has ended; its last lines were:\n{}", self.tail()),
+        }
+    }
+
+    /// Lines that come within a time.
+    pub fn lines_within(&mut self, time: Duration) -> Vec<String> {
+        let deadline = Instant::now() + time;
+        std::iter::from_fn(|| self.next_line(deadline).ok()).collect()
+    }
+
+    /// Types a line on the guest's console.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("standard input is closed")?;
+        writeln!(stdin, "{line}").context("cannot type to the guest")
+    }
+
+    /// Ends standard input.
+    pub fn close_stdin(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// A control verb, with `--json`.
+    ///
+    /// # Errors
+    /// The verb fails; the error is what it said.
+    pub fn ask(&self, verb: &str, args: &[&str]) -> Result<serde_json::Value> {
+        self.wait_for_socket()?;
+        let socket = self.socket.to_str().context("socket path")?;
+        let output = vmm([&[verb, "--json", "--api", socket], args].concat())?;
+        ensure!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{verb} printed no JSON"))
+    }
+
+    /// Saves the VM; `then` as the command takes it.
+    ///
+    /// # Errors
+    /// The verb fails.
+    pub fn snapshot(&self, file: &Path, then: &str) -> Result<serde_json::Value> {
+        self.ask("snapshot", &[file.to_str().context("path")?, "--then", then])
+    }
+
+    /// Saves the VM, ends it, and waits for its end.
+    ///
+    /// # Errors
+    /// The verb fails, or the process ends with another status than 0.
+    pub fn snapshot_and_stop(mut self, file: &Path) -> Result<serde_json::Value> {
+        let summary = self.snapshot(file, "stop")?;
+        let status = self.wait()?;
+        ensure!(status == 0, "after its snapshot vmm ended with status {status}:\n{}", self.tail());
+        Ok(summary)
+    }
+
+    /// Waits for the process to end and returns its status.
+    ///
+    /// # Errors
+    /// [`LIMIT`] passes, or a signal killed it.
+    pub fn wait(&mut self) -> Result<i32> {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                self.seen.extend(self.lines.iter());
+                return status.code().with_context(|| format!("vmm was killed: {status}\n{}", self.tail()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("vmm does not end; its last lines were:\n{}", self.tail())
+    }
+
+    /// Sends a signal to the process.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        // SAFETY: the child has not been waited for, so its id is its own.
+        let sent = unsafe { libc::kill(self.child.id() as i32, signal) };
+        ensure!(sent == 0, "cannot send signal {signal}");
+        Ok(())
+    }
+
+    /// All lines so far.
+    pub fn seen(&self) -> &[String] {
+        &self.seen
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    fn wait_for_socket(&self) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        while UnixStream::connect(&self.socket).is_err() {
+            ensure!(Instant::now() < deadline, "no control socket");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn tail(&self) -> String {
+        self.seen[self.seen.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines as they come; a last one without an end of line counts.
+fn lines_of(output: PipeReader) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if sender.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}

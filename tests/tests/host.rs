@@ -1,0 +1,68 @@
+//! This host's KVM, with our own guests: fidelity in milliseconds. They run on any `/dev/kvm`, so these tests fail where
+//! there is none.
+
+use anyhow::Result;
+use vmm_tests::guests::Guest;
+use vmm_tests::stories;
+
+fn guest(name: &str, dir: &tempfile::TempDir) -> Guest {
+    Guest::bare(name, dir.path()).unwrap()
+}
+
+#[test]
+fn a_second_process_goes_on_with_the_counter() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::second_process(&guest("counter", &dir), dir.path()).map(drop)
+}
+
+#[test]
+fn a_restored_machine_is_the_one_that_was_saved() -> Result<()> {
+    for name in ["counter", "registers", "timer", "dirty"] {
+        let dir = tempfile::tempdir()?;
+        stories::capture_again(&guest(name, &dir), dir.path())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn so_is_one_with_2_or_4_vcpus() -> Result<()> {
+    for cpus in [2, 4] {
+        let dir = tempfile::tempdir()?;
+        stories::capture_again(&guest("smp", &dir).cpus(cpus), dir.path())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn registers_survive_100_rounds() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::rounds(&guest("registers", &dir).cmdline("spins=1000000"), 100, dir.path())
+}
+
+#[test]
+fn timers_survive_100_rounds() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::rounds(&guest("timer", &dir), 100, dir.path())
+}
+
+#[test]
+fn patterned_memory_survives_100_rounds() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::rounds(&guest("dirty", &dir).cmdline("size=64 rate=5000").pulse("written="), 100, dir.path())
+}
+
+#[test]
+fn every_cpu_survives_100_rounds() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::rounds(&guest("smp", &dir).cpus(4), 100, dir.path())
+}
+
+#[test]
+fn the_exit_status_says_how_a_guest_ended() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let ways = [("off", 0), ("panic", 3), ("reset", 4), ("i8042", 4), ("fault", 5), ("exit status=42", 42)];
+    for (way, status) in ways {
+        stories::ends_with(&guest("power", &dir).cmdline(&format!("do={way}")), status)?;
+    }
+    Ok(())
+}
