@@ -3,7 +3,7 @@
 //! In: `/dev/kvm`. Out: a [`Report`] for a person or as JSON, and a verdict on Linux guests in one line. Holds: nothing is
 //! believed that can be tried, and each try is bounded in time.
 
-use crate::probes::{self, Finding, PROBES, Probe};
+use crate::probes::{Examiner, Finding, PROBES, Probe};
 use crate::vm;
 use comfy_table::{Table, presets};
 use kvm_bindings as kvm_abi;
@@ -20,6 +20,8 @@ pub struct Report {
     pub problem: Option<String>,
     /// None if `/dev/kvm` can't be opened.
     pub kvm: Option<KvmFacts>,
+    /// Millions of ring 0 instructions per second; none if it could not be measured.
+    pub ring0_mips: Option<f64>,
     /// What KVM says it has.
     pub capabilities: Vec<Capability>,
     /// What was tried.
@@ -41,8 +43,6 @@ pub struct KvmFacts {
     pub max_vcpus: usize,
     /// The most memory slots of a VM.
     pub max_memslots: usize,
-    /// Millions of ring 0 instructions per second; none if it could not be measured.
-    pub ring0_mips: Option<f64>,
 }
 
 /// One capability.
@@ -123,7 +123,11 @@ pub fn can_run_linux() -> Result<(), String> {
 }
 
 fn first_obstacle(kvm: &Kvm) -> Option<String> {
-    PROBES.iter().filter(|probe| probe.linux_needs_it).find_map(|probe| match probe.ask(kvm) {
+    let mut examiner = match Examiner::new(kvm) {
+        Ok(examiner) => examiner,
+        Err(e) => return Some(e.to_string()),
+    };
+    PROBES.iter().filter(|probe| probe.linux_needs_it).find_map(|probe| match examiner.ask(probe) {
         Finding::Fails(reason) => Some(format!("{}: {reason}", probe.name)),
         Finding::Works | Finding::NotOffered => None,
     })
@@ -140,15 +144,22 @@ pub fn run(json: bool, out: &mut dyn Write) -> io::Result<()> {
 
 /// Examines this host.
 pub fn examine() -> Report {
-    let problem = vm::open().err().map(|e| e.to_string());
     let kvm = Kvm::new().ok();
-    let probes: Vec<Tried> = match (&problem, &kvm) {
-        (None, Some(kvm)) => PROBES.iter().map(|probe| tried(probe, probe.ask(kvm))).collect(),
-        _ => Vec::new(),
+    let (mut examiner, problem) = match examiner(kvm.as_ref()) {
+        Ok(examiner) => (examiner, None),
+        Err(problem) => (None, Some(problem)),
     };
+    let ring0_mips = examiner.as_mut().and_then(|examiner| examiner.ring0_mips().ok());
+    let probes = examiner.as_mut().map(tried_all).unwrap_or_default();
     let linux = verdict(problem.as_deref(), &probes);
     let capabilities = kvm.as_ref().map(capabilities).unwrap_or_default();
-    Report { problem, kvm: kvm.as_ref().map(facts), capabilities, probes, linux }
+    Report { problem, kvm: kvm.as_ref().map(facts), ring0_mips, capabilities, probes, linux }
+}
+
+/// [`vm::open`] says why there is no KVM, or too old a one.
+fn examiner(kvm: Option<&Kvm>) -> Result<Option<Examiner<'_>>, String> {
+    vm::open().map_err(|e| e.to_string())?;
+    kvm.map(|kvm| Examiner::new(kvm).map_err(|e| e.to_string())).transpose()
 }
 
 fn facts(kvm: &Kvm) -> KvmFacts {
@@ -158,7 +169,6 @@ fn facts(kvm: &Kvm) -> KvmFacts {
         api_version: kvm.get_api_version(),
         max_vcpus: kvm.get_max_vcpus(),
         max_memslots: kvm.get_nr_memslots(),
-        ring0_mips: probes::ring0_mips(kvm).ok(),
     }
 }
 
@@ -168,6 +178,10 @@ fn capabilities(kvm: &Kvm) -> Vec<Capability> {
         .iter()
         .map(|&(name, number, without)| Capability { name, present: ask(number), without })
         .collect()
+}
+
+fn tried_all(examiner: &mut Examiner<'_>) -> Vec<Tried> {
+    PROBES.iter().map(|probe| tried(probe, examiner.ask(probe))).collect()
 }
 
 fn tried(probe: &Probe, finding: Finding) -> Tried {
@@ -209,7 +223,8 @@ fn first_line(path: &str) -> Option<String> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(kvm) = &self.kvm {
-            writeln!(f, "{kvm}\n")?;
+            writeln!(f, "{kvm}")?;
+            writeln!(f, "ring 0    {}\n", self.ring0())?;
             writeln!(f, "{}\n", capability_table(&self.capabilities).trim_fmt())?;
         }
         if !self.probes.is_empty() {
@@ -226,13 +241,18 @@ impl fmt::Display for KvmFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "KVM       {}, API version {}", self.modules.join(", "), self.api_version)?;
         writeln!(f, "host      Linux {}", self.host_kernel)?;
-        writeln!(f, "limits    {} vCPUs and {} memory slots in a VM", self.max_vcpus, self.max_memslots)?;
+        write!(f, "limits    {} vCPUs and {} memory slots in a VM", self.max_vcpus, self.max_memslots)
+    }
+}
+
+impl Report {
+    fn ring0(&self) -> String {
         match self.ring0_mips {
-            Some(mips) => {
-                let how = if mips < NATIVE_MIPS { "emulated" } else { "native" };
-                write!(f, "ring 0    {how}: {mips:.1} million instructions per second")
+            None => "could not be measured".into(),
+            Some(mips) if mips < NATIVE_MIPS => {
+                format!("emulated: {mips:.1} million instructions per second")
             }
-            None => write!(f, "ring 0    could not be measured"),
+            Some(mips) => format!("native: {mips:.1} million instructions per second"),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! What is tried on this host's KVM: one small question each.
 //!
-//! In: a KVM handle. Out: a [`Finding`] for each question. Holds: each question has a VM of its own, so none can spoil
-//! the next.
+//! In: a KVM handle. Out: a [`Finding`] for each question. Holds: a VM in which something failed isn't used again.
 
 use crate::cpuid;
 use crate::fault::Fault;
-use crate::kvm::During;
+use crate::kvm::{During, Ioctl};
 use crate::probe::{Bench, DATA, End, LIMIT, ProbeError, Ring};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_regs};
 use kvm_ioctls::Kvm;
@@ -20,7 +19,7 @@ pub(crate) struct Probe {
     pub(crate) without: &'static str,
     /// Linux can't run without it.
     pub(crate) linux_needs_it: bool,
-    ask: fn(&Kvm) -> Result<Finding, ProbeError>,
+    ask: fn(&mut Examiner<'_>) -> Result<Finding, ProbeError>,
 }
 
 /// An answer.
@@ -33,9 +32,51 @@ pub(crate) enum Finding {
     Fails(String),
 }
 
-impl Probe {
-    pub(crate) fn ask(&self, kvm: &Kvm) -> Finding {
-        (self.ask)(kvm).unwrap_or_else(|e| Finding::Fails(format!("could not be tried: {e}")))
+/// Asks questions, in one VM as long as all goes well.
+pub(crate) struct Examiner<'a> {
+    kvm: &'a Kvm,
+    supported: Vec<kvm_cpuid_entry2>,
+    bench: Option<Bench>,
+}
+
+impl<'a> Examiner<'a> {
+    pub(crate) fn new(kvm: &'a Kvm) -> Result<Self, Ioctl> {
+        Ok(Self { kvm, supported: cpuid::supported(kvm)?, bench: None })
+    }
+
+    pub(crate) fn ask(&mut self, probe: &Probe) -> Finding {
+        let finding =
+            (probe.ask)(self).unwrap_or_else(|e| Finding::Fails(format!("could not be tried: {e}")));
+        if matches!(finding, Finding::Fails(_)) {
+            self.bench = None;
+        }
+        finding
+    }
+
+    fn bench(&mut self) -> Result<&mut Bench, ProbeError> {
+        match &mut self.bench {
+            Some(bench) => Ok(bench),
+            none => Ok(none.insert(Bench::new(self.kvm, &self.supported)?)),
+        }
+    }
+
+    fn offers(&self, function: u32, bit: fn(&kvm_cpuid_entry2) -> u32) -> bool {
+        self.supported.iter().any(|leaf| leaf.function == function && leaf.index == 0 && bit(leaf) & 1 == 1)
+    }
+
+    /// Millions of ring 0 instructions per second: the best of a few short runs, since the first ones fill caches and a
+    /// busy host interrupts others.
+    pub(crate) fn ring0_mips(&mut self) -> Result<f64, ProbeError> {
+        const LOOPS: u64 = 5_000;
+        let mut best = 0f64;
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let end = run(self, COUNT_DOWN, kvm_regs { rcx: LOOPS, ..Default::default() })?;
+            if matches!(end, End::Reached(_)) {
+                best = best.max(2.0 * LOOPS as f64 / begun.elapsed().as_secs_f64() / 1e6);
+            }
+        }
+        Ok(best)
     }
 }
 
@@ -122,8 +163,8 @@ fn judge(end: End, reached: impl FnOnce(&kvm_regs) -> Finding) -> Finding {
     }
 }
 
-fn run(kvm: &Kvm, lines: &[Line], regs: kvm_regs) -> Result<End, ProbeError> {
-    Bench::new(kvm)?.run(&code(lines), regs, Ring::Kernel)
+fn run(with: &mut Examiner<'_>, lines: &[Line], regs: kvm_regs) -> Result<End, ProbeError> {
+    with.bench()?.run(&code(lines), regs, Ring::Kernel)
 }
 
 /// Runs code as a guest's programs run, natively where ring 0 isn't.
@@ -132,62 +173,56 @@ fn run_as_user(bench: &mut Bench, lines: &[Line], regs: kvm_regs) -> Result<End,
     bench.run(&code(lines), kvm_regs { rflags: IOPL_3, ..regs }, Ring::User)
 }
 
-fn run_with_handler(kvm: &Kvm, lines: &[Line]) -> Result<Finding, ProbeError> {
-    let mut bench = Bench::new(kvm)?;
+fn run_with_handler(with: &mut Examiner<'_>, lines: &[Line]) -> Result<Finding, ProbeError> {
+    let bench = with.bench()?;
     bench.set_handler(&code(ARRIVED))?;
     Ok(expect(bench.run(&code(lines), kvm_regs { rcx: 10_000, ..Default::default() }, Ring::Kernel)?, HERE))
 }
 
 /// Compares 16 zero bytes with zero, which is equal.
-fn cmpxchg16b(kvm: &Kvm) -> Result<Finding, ProbeError> {
-    Ok(expect(run(kvm, CMPXCHG16B, kvm_regs { rdi: DATA, rbx: 1, ..Default::default() })?, 1))
+fn cmpxchg16b(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    Ok(expect(run(with, CMPXCHG16B, kvm_regs { rdi: DATA, rbx: 1, ..Default::default() })?, 1))
 }
 
-fn popcnt(kvm: &Kvm) -> Result<Finding, ProbeError> {
-    Ok(expect(run(kvm, POPCNT, kvm_regs { rdi: 0xff00_00ff, ..Default::default() })?, 16))
+fn popcnt(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    Ok(expect(run(with, POPCNT, kvm_regs { rdi: 0xff00_00ff, ..Default::default() })?, 16))
 }
 
-fn int3(kvm: &Kvm) -> Result<Finding, ProbeError> {
-    run_with_handler(kvm, INT3)
+fn int3(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    run_with_handler(with, INT3)
 }
 
-fn syscall(kvm: &Kvm) -> Result<Finding, ProbeError> {
-    run_with_handler(kvm, SYSCALL)
+fn syscall(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    run_with_handler(with, SYSCALL)
 }
 
 /// SMAP is leaf 7, EBX bit 20 (Intel SDM 2, CPUID).
-fn clac(kvm: &Kvm) -> Result<Finding, ProbeError> {
-    if !offered(kvm, 7, |leaf| leaf.ebx >> 20)? {
+fn clac(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    if !with.offers(7, |leaf| leaf.ebx >> 20) {
         return Ok(Finding::NotOffered);
     }
-    Ok(expect(run(kvm, CLAC, kvm_regs::default())?, HERE))
+    Ok(expect(run(with, CLAC, kvm_regs::default())?, HERE))
 }
 
 /// Saves and loads the x87 state (mask 1). XSAVE is leaf 1, ECX bit 26.
-fn xrstor(kvm: &Kvm) -> Result<Finding, ProbeError> {
-    if !offered(kvm, 1, |leaf| leaf.ecx >> 26)? {
+fn xrstor(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    if !with.offers(1, |leaf| leaf.ecx >> 26) {
         return Ok(Finding::NotOffered);
     }
-    Ok(expect(run(kvm, XRSTOR, kvm_regs { rdi: DATA, rax: 1, ..Default::default() })?, 1))
-}
-
-fn offered(kvm: &Kvm, function: u32, bit: fn(&kvm_cpuid_entry2) -> u32) -> Result<bool, ProbeError> {
-    Ok(cpuid::supported(kvm)?
-        .iter()
-        .any(|leaf| leaf.function == function && leaf.index == 0 && bit(leaf) & 1 == 1))
+    Ok(expect(run(with, XRSTOR, kvm_regs { rdi: DATA, rax: 1, ..Default::default() })?, 1))
 }
 
 /// Sets XMM0 from outside and reads XMM1 from outside; the guest does the reverse. Offsets are the SDM's (1, 10.5.1),
 /// XSTATE_BV in the header at 512 (1, 13.4.2), all in 32-bit words.
-fn xsave_state(kvm: &Kvm) -> Result<Finding, ProbeError> {
+fn xsave_state(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
     let (xmm0, xmm1, xstate_bv) = (160 / 4, 176 / 4, 512 / 4);
-    let mut bench = Bench::new(kvm)?;
+    let bench = with.bench()?;
     let mut xsave = bench.vcpu.get_xsave().during("KVM_GET_XSAVE")?;
     (xsave.region[xmm0], xsave.region[xmm0 + 1]) = (0x1122_3344, 0x5566_7788);
     xsave.region[xstate_bv] |= 3;
     // SAFETY: KVM reads more than the 4 KiB of a kvm_xsave only where the process has asked for AMX, and this one hasn't.
     unsafe { bench.vcpu.set_xsave(&xsave) }.during("KVM_SET_XSAVE")?;
-    let end = run_as_user(&mut bench, SWAP_XMM, kvm_regs { rdi: 0x99aa_bbcc, ..Default::default() })?;
+    let end = run_as_user(bench, SWAP_XMM, kvm_regs { rdi: 0x99aa_bbcc, ..Default::default() })?;
     let after = bench.vcpu.get_xsave().during("KVM_GET_XSAVE")?.region[xmm1];
     Ok(judge(end, |regs| match (regs.rax, after) {
         (0x5566_7788_1122_3344, 0x99aa_bbcc) => Finding::Works,
@@ -196,7 +231,7 @@ fn xsave_state(kvm: &Kvm) -> Result<Finding, ProbeError> {
     }))
 }
 
-fn cpuid_leaf(kvm: &Kvm) -> Result<Finding, ProbeError> {
+fn cpuid_leaf(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
     let function = 0x4000_0100;
     let added = kvm_cpuid_entry2 {
         function,
@@ -206,9 +241,9 @@ fn cpuid_leaf(kvm: &Kvm) -> Result<Finding, ProbeError> {
         edx: 0x7788,
         ..Default::default()
     };
-    let mut entries = cpuid::supported(kvm)?;
+    let mut entries = with.supported.clone();
     entries.push(added);
-    let end = ask_cpuid(kvm, &entries, function)?;
+    let end = ask_cpuid(with.kvm, &entries, function)?;
     Ok(judge(end, |regs| match [regs.rax, regs.rbx, regs.rcx, regs.rdx] {
         [0x1122, 0x3344, 0x5566, 0x7788] => Finding::Works,
         _ => Finding::Fails("the guest does not see it".into()),
@@ -216,16 +251,16 @@ fn cpuid_leaf(kvm: &Kvm) -> Result<Finding, ProbeError> {
 }
 
 /// Hides XSAVE (leaf 1, ECX bit 26), and the bits that mean nothing without it.
-fn cpuid_bit(kvm: &Kvm) -> Result<Finding, ProbeError> {
+fn cpuid_bit(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
     let xsave = 1 << 26;
-    let mut entries = cpuid::supported(kvm)?;
+    let mut entries = with.supported.clone();
     let (osxsave, avx) = (1 << 27, 1 << 28);
     entries
         .iter_mut()
         .filter(|leaf| leaf.function == 1)
         .for_each(|leaf| leaf.ecx &= !(xsave | osxsave | avx));
     entries.retain(|leaf| leaf.function != 0xd);
-    let end = ask_cpuid(kvm, &entries, 1)?;
+    let end = ask_cpuid(with.kvm, &entries, 1)?;
     Ok(judge(end, |regs| match regs.rcx & xsave as u64 {
         0 => Finding::Works,
         _ => Finding::Fails("the guest sees XSAVE, which was hidden".into()),
@@ -234,16 +269,16 @@ fn cpuid_bit(kvm: &Kvm) -> Result<Finding, ProbeError> {
 
 fn ask_cpuid(kvm: &Kvm, entries: &[kvm_cpuid_entry2], function: u32) -> Result<End, ProbeError> {
     let regs = kvm_regs { rax: u64::from(function), ..Default::default() };
-    run_as_user(&mut Bench::with_cpuid(kvm, entries)?, CPUID, regs)
+    run_as_user(&mut Bench::new(kvm, entries)?, CPUID, regs)
 }
 
 /// Sets the TSC far ahead; the guest must read a little more. A minute's worth of ticks at 4 GHz is plenty.
-fn tsc(kvm: &Kvm) -> Result<Finding, ProbeError> {
+fn tsc(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
     const IA32_TSC: u32 = 0x10;
     let (set, plenty) = (1 << 60, 60 * 4_000_000_000);
-    let mut bench = Bench::new(kvm)?;
+    let bench = with.bench()?;
     bench.set_msrs(&[(IA32_TSC, set)])?;
-    let end = run_as_user(&mut bench, RDTSC, kvm_regs::default())?;
+    let end = run_as_user(bench, RDTSC, kvm_regs::default())?;
     Ok(judge(end, |regs| {
         let read = regs.rdx << 32 | regs.rax & 0xffff_ffff;
         if (set..set + plenty).contains(&read) {
@@ -252,23 +287,6 @@ fn tsc(kvm: &Kvm) -> Result<Finding, ProbeError> {
             Finding::Fails("what is set does not reach the guest".into())
         }
     }))
-}
-
-/// Millions of ring 0 instructions per second: the best of a few short runs, since the first ones fill caches and a busy
-/// host interrupts others.
-pub(crate) fn ring0_mips(kvm: &Kvm) -> Result<f64, ProbeError> {
-    const LOOPS: u64 = 5_000;
-    let mut bench = Bench::new(kvm)?;
-    let mut best = 0f64;
-    for _ in 0..5 {
-        let begun = Instant::now();
-        let end =
-            bench.run(&code(COUNT_DOWN), kvm_regs { rcx: LOOPS, ..Default::default() }, Ring::Kernel)?;
-        if matches!(end, End::Reached(_)) {
-            best = best.max(2.0 * LOOPS as f64 / begun.elapsed().as_secs_f64() / 1e6);
-        }
-    }
-    Ok(best)
 }
 
 #[cfg(test)]

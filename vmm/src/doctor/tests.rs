@@ -19,7 +19,8 @@ fn only_what_linux_needs_decides_about_linux() {
 #[test]
 fn a_host_without_kvm_is_told_in_one_line() {
     let linux = verdict(Some("/dev/kvm is not there"), &[]);
-    let report = Report { problem: None, kvm: None, capabilities: vec![], probes: vec![], linux };
+    let report =
+        Report { problem: None, kvm: None, ring0_mips: None, capabilities: vec![], probes: vec![], linux };
     assert_eq!(report.to_string(), "Linux guests: no, because /dev/kvm is not there");
 }
 
