@@ -138,7 +138,7 @@ impl fmt::Display for SnapshotSummary {
         write!(f, "{}: {stored} of {memory} RAM stored in {:.0} ms, ", printable(&path), self.total_ms)?;
         match self.pause_ms {
             Some(ms) => write!(f, "the VM stood still for {ms:.0} ms"),
-            None => write!(f, "the VM runs no more"),
+            None => write!(f, "the VM did not go on"),
         }
     }
 }

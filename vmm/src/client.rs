@@ -82,7 +82,7 @@ pub fn snapshot(path: &Path, then: Option<Then>) -> Result<Command, ClientError>
 /// There was no answer, or the VM refused.
 pub fn run(socket: &Path, command: &Command, json: bool, out: &mut dyn Write) -> Result<(), ClientError> {
     let reply = call(socket, command)?;
-    let text = if json { as_json(&reply, command).to_string() } else { as_text(&reply, command) };
+    let text = if json { as_json(&reply, command) } else { as_text(&reply, command) };
     writeln!(out, "{text}").map_err(ClientError::Print)
 }
 
@@ -154,13 +154,14 @@ fn done_word(command: &Command) -> &'static str {
     }
 }
 
-fn as_json(reply: &Reply, command: &Command) -> serde_json::Value {
-    let value = match reply {
-        Reply::Status(status) => serde_json::to_value(status),
-        Reply::Snapshot(summary) => serde_json::to_value(summary),
-        Reply::Done => Ok(serde_json::json!({ "done": done_word(command) })),
+fn as_json(reply: &Reply, command: &Command) -> String {
+    let text = match reply {
+        Reply::Status(status) => serde_json::to_string(status),
+        Reply::Snapshot(summary) => serde_json::to_string(summary),
+        Reply::Done => serde_json::to_string(&serde_json::json!({ "done": done_word(command) })),
     };
-    value.unwrap_or_default()
+    // All of it came from JSON.
+    text.unwrap_or_default()
 }
 
 fn as_text(reply: &Reply, command: &Command) -> String {
