@@ -46,6 +46,12 @@ pub enum Command {
     Inspect(File),
     /// Read every byte of a snapshot and check it
     Verify(File),
+    /// Say what this host's KVM can do
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `vmm run`.

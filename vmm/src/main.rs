@@ -19,7 +19,7 @@ use vmm::outcome::Outcome;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
-use vmm::{client, inspect, load, start, vm};
+use vmm::{client, doctor, inspect, load, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Stop(vm) => ask(&vm, &Verb::Stop),
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
+        Command::Doctor { json } => examine(json),
     };
     done.unwrap_or_else(|error| {
         eprintln!("vmm: {error:#}");
@@ -49,7 +50,13 @@ fn run(args: Run) -> Result<ExitCode> {
         cmdline: args.cmdline,
         protocol: args.entry.into(),
     };
-    operate(&args.api, &args.kernel, false, |ends| Ok(start::boot(&kvm, shape, &source, ends)?))
+    operate(&args.api, &args.kernel, false, |ends| {
+        let machine = start::boot(&kvm, shape, &source, ends)?;
+        if !args.force && machine.shape().kernel.version.is_some() {
+            doctor::can_run_linux().map_err(anyhow::Error::msg)?;
+        }
+        Ok(machine)
+    })
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {
@@ -134,5 +141,10 @@ fn verify(args: &File) -> Result<ExitCode> {
     } else {
         println!("{}: intact, {} MiB of RAM checked", args.file.display(), checked >> 20);
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn examine(json: bool) -> Result<ExitCode> {
+    doctor::run(json, &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }

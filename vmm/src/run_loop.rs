@@ -3,6 +3,7 @@
 //! In: a vCPU that is to run, the buses. Out: go on, a kick was seen, or the reason why the guest can't go on. Holds: an
 //! exit that nobody knows stops the machine with a message; it is never ignored.
 
+use crate::fault;
 use crate::vcpu::Vcpu;
 use devices::{Bus, Request};
 use kvm_ioctls::VcpuExit;
@@ -64,10 +65,8 @@ pub fn step(vcpu: &mut Vcpu, buses: &Buses) -> Step {
         Ok(VcpuExit::MmioWrite(address, data)) => requested(buses.memory.write(address, data)),
         Ok(VcpuExit::Intr | VcpuExit::Hlt) => Step::Continue,
         Ok(VcpuExit::Shutdown) => Step::Stop(Stop::TripleFault),
-        Ok(exit) => {
-            let exit = format!("{exit:?}");
-            Step::Stop(Stop::Fault(exit))
-        }
+        // KVM gives the bytes of an instruction that it can't emulate, so guest memory isn't needed.
+        Ok(_) => Step::Stop(Stop::Fault(fault::report(&mut vcpu.fd, |_, _| false))),
         Err(error) => failed_run(error.errno()),
     }
 }
