@@ -1,9 +1,9 @@
 # One line per target. `make` alone tells what there is.
 #
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
-#     HOST=6.1|6.12|7.2          the lab's own kernel
+#     HOST=6.1|6.12|7.2          the lab's own kernel: 6.12 unless given, 6.1 with LANE=intel
 #     LANE=amd|intel             its processor
-#     KVM_ARGS='npt=0'           parameters for kvm_amd or kvm_intel
+#     KVM_ARGS='npt=0'|'ept=0'   parameters for kvm_amd or kvm_intel
 #     EXTRA=dir                  its files are at /extra
 #     LIMIT=seconds              540 unless given
 #

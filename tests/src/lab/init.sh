@@ -53,6 +53,8 @@ mount -t ext4 -o ro "$kernels" /lab/kernels || exit 1
 export HOME=/root PATH=/bin:/sbin TERM="${TERM:-linux}"
 cd /tmp || exit 1
 exec 3<>"$channel"
+# A serial port starts at 9600 baud; no other kind of channel minds.
+stty 115200 <&3 2>/dev/null
 if [ -e /lab/run ]; then
     stty raw <&3 2>/dev/null
     setsid sh /lab/run </dev/null >&3 2>&1 3<&-
