@@ -13,6 +13,9 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// Ends a signed module.
+const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
+
 /// A kernel module, unpacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
@@ -20,7 +23,7 @@ pub struct Module {
     pub name: String,
     /// Names of the modules it needs, with underscores.
     pub depends: Vec<String>,
-    /// The ELF object, as the kernel takes it.
+    /// The ELF object, as the kernel takes it, without Debian's signature.
     pub bytes: Vec<u8>,
 }
 
@@ -82,7 +85,8 @@ impl Tree {
             }
             bail!("there is no module \"{name}\"");
         };
-        let bytes = unpack(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut bytes = unpack(path).with_context(|| format!("cannot read {}", path.display()))?;
+        bytes.truncate(bytes.len() - signature_len(&bytes));
         let depends = depends(&bytes).with_context(|| format!("{} is no kernel module", path.display()))?;
         Ok(Some(Module { name: name.to_owned(), depends, bytes }))
     }
@@ -121,6 +125,18 @@ fn unpack(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// How many bytes at the end are the module's signature, which an emulated CPU takes seconds to check. Debian's kernels
+/// load a module without one and set a taint flag.
+///
+/// The layout is that of `struct module_signature` in `include/linux/module_signature.h`: signature, 12 bytes of which
+/// the last four are the signature's length (big-endian), magic.
+fn signature_len(module: &[u8]) -> usize {
+    let Some(rest) = module.strip_suffix(SIGNATURE_MAGIC) else { return 0 };
+    let Some((_, len)) = rest.split_last_chunk() else { return 0 };
+    let len = u32::from_be_bytes(*len) as usize + 12 + SIGNATURE_MAGIC.len();
+    if len > module.len() { 0 } else { len }
+}
+
 /// The `depends=` of a module's `.modinfo`, which is a list of NUL-terminated `key=value`.
 fn depends(module: &[u8]) -> Result<Vec<String>> {
     let elf = object::File::parse(module)?;
@@ -137,6 +153,16 @@ fn parse_depends(modinfo: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signature_is_found_by_its_magic_and_length() {
+        let tail = |len: u32| [&b"algo and pad"[..8], &len.to_be_bytes(), SIGNATURE_MAGIC].concat();
+        let signed = [b"module".as_slice(), b"sign", &tail(4)].concat();
+        assert_eq!(signed.len() - signature_len(&signed), "module".len());
+        assert_eq!(signature_len(b"module"), 0);
+        assert_eq!(signature_len(&[b"module".as_slice(), &tail(1000)].concat()), 0);
+        assert_eq!(signature_len(SIGNATURE_MAGIC), 0);
+    }
 
     #[test]
     fn a_module_comes_after_what_it_needs_and_only_once() {
