@@ -58,12 +58,16 @@ stty 115200 <&3 2>/dev/null
 if [ -e /lab/run ]; then
     stty raw <&3 2>/dev/null
     setsid sh /lab/run </dev/null >&3 2>&1 3<&-
+    status=$?
 else
     stty rows "$rows" cols "$columns" <&3
     export PS1='lab:\w# '
     setsid -c sh <"$channel" >"$channel" 2>&1 3<&-
+    status=$?
+    # The end of its session hung up the terminal under everyone.
+    exec 3<>"$channel"
 fi
-printf '%s%d\n' "$token" $? >&3
+printf '%s%d\n' "$token" "$status" >&3
 
 # The caller ends the machine when it has read that.
 while :; do
