@@ -104,7 +104,9 @@ impl TestVm {
                 Ok(line)
             }
             Err(RecvTimeoutError::Timeout) => bail!("the time is up; the last lines were:\n{}", self.tail()),
-            Err(RecvTimeoutError::Disconnected) => bail!("vmm has ended; its last lines were:\n{}", self.tail()),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("vmm has ended; its last lines were:\n{}", self.tail())
+            }
         }
     }
 

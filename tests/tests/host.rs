@@ -42,19 +42,19 @@ fn registers_survive_100_rounds() -> Result<()> {
 #[test]
 fn timers_survive_100_rounds() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    stories::rounds(&guest("timer", &dir), 100, dir.path())
+    stories::rounds(&guest("timer", &dir).cmdline("period=2000"), 100, dir.path())
 }
 
 #[test]
 fn patterned_memory_survives_100_rounds() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    stories::rounds(&guest("dirty", &dir).cmdline("size=64 rate=5000").pulse("written="), 100, dir.path())
+    stories::rounds(&guest("dirty", &dir).cmdline("size=64 lines=20").pulse("written="), 100, dir.path())
 }
 
 #[test]
 fn every_cpu_survives_100_rounds() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    stories::rounds(&guest("smp", &dir).cpus(4), 100, dir.path())
+    stories::rounds(&guest("smp", &dir).cmdline("lines=20").cpus(4), 100, dir.path())
 }
 
 #[test]

@@ -34,7 +34,12 @@ impl Vcpu {
     ///
     /// # Errors
     /// The failed call.
-    pub fn new(vm: &VmFd, index: u32, host: Arc<HostVcpu>, cpuid: Vec<kvm_cpuid_entry2>) -> Result<Self, Ioctl> {
+    pub fn new(
+        vm: &VmFd,
+        index: u32,
+        host: Arc<HostVcpu>,
+        cpuid: Vec<kvm_cpuid_entry2>,
+    ) -> Result<Self, Ioctl> {
         let fd = vm.create_vcpu(u64::from(index)).during("KVM_CREATE_VCPU")?;
         fd.set_cpuid2(&cpuid::to_kvm(&cpuid)?).during("KVM_SET_CPUID2")?;
         Ok(Self { fd, host, cpuid })

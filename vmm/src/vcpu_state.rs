@@ -6,8 +6,8 @@
 use crate::kvm::{self, During, Ioctl};
 use crate::msr::{self, MsrError, MsrState};
 use kvm_bindings::{
-    Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
-    kvm_regs, kvm_segment, kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
+    Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment,
+    kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
