@@ -19,6 +19,7 @@ pub struct Guest {
     cmdline: String,
     memory: String,
     cpus: u32,
+    entry: &'static str,
     /// What stands before the number that goes up for as long as the guest lives.
     pub pulse: &'static str,
 }
@@ -37,7 +38,16 @@ impl Guest {
         std::fs::write(&kernel, bytes).with_context(|| format!("cannot write {}", kernel.display()))?;
         let pulse = if name == "counter" { "tick " } else { "round=" };
         let (name, cmdline) = (name.to_owned(), String::new());
-        Ok(Self { name, kernel, initrd: None, cmdline, memory: "128M".to_owned(), cpus: 1, pulse })
+        Ok(Self {
+            name,
+            kernel,
+            initrd: None,
+            cmdline,
+            memory: "128M".to_owned(),
+            cpus: 1,
+            entry: "auto",
+            pulse,
+        })
     }
 
     /// A stock kernel from the lab's `/guests`, as an uncompressed vmlinux. `run` is a shell command for its init.
@@ -51,6 +61,7 @@ impl Guest {
             cmdline: format!("console=ttyS0 panic=-1 quiet{run}"),
             memory: "512M".to_owned(),
             cpus: 1,
+            entry: "auto",
             pulse: "tick ",
         }
     }
@@ -64,6 +75,12 @@ impl Guest {
     /// With these words on its command line as well.
     pub fn cmdline(mut self, words: &str) -> Self {
         self.cmdline = format!("{} {words}", self.cmdline).trim().to_owned();
+        self
+    }
+
+    /// Entered by this protocol: `linux` or `pvh`.
+    pub fn entry(mut self, protocol: &'static str) -> Self {
+        self.entry = protocol;
         self
     }
 
@@ -90,6 +107,7 @@ impl Guest {
         let path = |path: &Path| path.display().to_string();
         let mut args = vec!["run".to_owned(), "--kernel".to_owned(), path(&self.kernel)];
         args.extend(self.initrd.iter().flat_map(|initrd| ["--initrd".to_owned(), path(initrd)]));
+        args.extend(["--entry".to_owned(), self.entry.to_owned()]);
         args.extend(["--memory".to_owned(), self.memory.clone()]);
         args.extend(["--cpus".to_owned(), self.cpus.to_string()]);
         args.extend(["--cmdline".to_owned(), self.cmdline.clone()]);

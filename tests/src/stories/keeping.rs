@@ -30,6 +30,34 @@ pub fn second_process(guest: &Guest, dir: &Path) -> Result<(u64, u64)> {
     Ok((before, after))
 }
 
+/// What a Linux guest is told to run so that it tells its boot id again and again.
+pub const TELL_BOOT_ID: &str =
+    "while sleep 0.2; do echo boot_id $(cat /proc/sys/kernel/random/boot_id); done";
+
+/// The restored guest is the same boot of the same kernel.
+///
+/// # Errors
+/// It is another, or does not go on.
+pub fn same_boot(guest: &Guest, dir: &Path) -> Result<()> {
+    let file = dir.join("snapshot");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let ready = vm.wait_for("ready kernel=")?;
+    vm.wait_for("boot_id ")?;
+    vm.wait_for(guest.pulse)?;
+    vm.snapshot(&file, "pause")?;
+    let before = last_beat(guest, &mut vm)?;
+    vm.ask("stop", &[])?;
+    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+
+    let mut restored = TestVm::restore(&file)?;
+    let after = guest.beat(&restored.wait_for(guest.pulse)?)?;
+    ensure!(after == before + 1, "{}: {before} before, {after} after", guest.name);
+    let told = restored.wait_for("boot_id ")?;
+    let boot_id = told.split("boot_id ").nth(1).unwrap_or_default();
+    ensure!(boot_id.len() == 36 && ready.contains(boot_id), "\"{told}\" after \"{ready}\"");
+    Ok(())
+}
+
 /// The last number printed before a pause: output is complete when the pause is.
 fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
     vm.lines_within(std::time::Duration::from_millis(300));

@@ -2,8 +2,8 @@
 //!
 //! In: a guest and a directory. Out: nothing, or why the story failed. Holds: a story starts `vmm` as a user would.
 
-mod keeping;
 mod ending;
+mod keeping;
 
 pub use ending::{ends_with, types_and_is_answered};
-pub use keeping::{capture_again, rounds, second_process};
+pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process};

@@ -1,0 +1,89 @@
+//! Tells the stories of stock Linux guests where Linux runs: in the lab, or on a host with a KVM of the common kind.
+//!
+//! Arguments: names of stories, or of groups (`6.12`, `6.12/rounds`); none lists them. Prints a line for each story and
+//! ends with status 1 if one failed.
+
+use anyhow::{Result, bail};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+use vmm_tests::guests::{Guest, LINUX};
+use vmm_tests::stories;
+
+type Story = Box<dyn Fn(&Path) -> Result<()>>;
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let chosen: Vec<_> =
+        all().into_iter().filter(|(name, _)| wanted.iter().any(|w| is_in(name, w))).collect();
+    if chosen.is_empty() {
+        all().iter().for_each(|(name, _)| println!("{name}"));
+        return ExitCode::from(2);
+    }
+    let failed = chosen.iter().filter(|(name, story)| !tell(name, story)).count();
+    println!("stories: {} passed, {failed} failed", chosen.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether the name is the wanted one, or in the group of that name.
+fn is_in(name: &str, wanted: &str) -> bool {
+    name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn tell(name: &str, story: &Story) -> bool {
+    let started = Instant::now();
+    let told = tempfile::tempdir().map_err(Into::into).and_then(|dir| story(dir.path()));
+    let seconds = started.elapsed().as_secs_f64();
+    match &told {
+        Ok(()) => println!("story {name} ... ok ({seconds:.1} s)"),
+        Err(error) => println!("story {name} ... FAILED ({seconds:.1} s)\n{error:#}"),
+    }
+    told.is_ok()
+}
+
+fn all() -> Vec<(String, Story)> {
+    let mut stories: Vec<(String, Story)> = Vec::new();
+    for version in LINUX {
+        let mut add = |name: &str, story: Story| stories.push((format!("{version}/{name}"), story));
+        let linux = move |run: &str| Guest::linux(version, run);
+        add("restart", Box::new(move |dir| stories::same_boot(&linux(stories::TELL_BOOT_ID), dir)));
+        add("bzimage", Box::new(move |_| stories::ends_with(&linux("poweroff -f").image("vmlinuz"), 0)));
+        add("linux-entry", Box::new(move |_| stories::ends_with(&linux("vmm-exit 42").entry("linux"), 42)));
+        add("reboot", Box::new(move |_| stories::ends_with(&linux("reboot -f"), 4)));
+        add("panic", Box::new(move |_| stories::ends_with(&linux("echo c > /proc/sysrq-trigger"), 3)));
+        add(
+            "panic-without-driver",
+            Box::new(move |_| stories::ends_with(&linux("").cmdline("init=/nothing"), 3)),
+        );
+        add("typing", Box::new(move |_| stories::types_and_is_answered(&linux(""))));
+        for cpus in [1, 2, 4] {
+            let name = format!("oracle-{cpus}");
+            add(&name, Box::new(move |dir| stories::capture_again(&linux("").cpus(cpus), dir)));
+        }
+        add(
+            "above-4g",
+            Box::new(move |dir| stories::second_process(&linux("").cpus(2).memory("6G"), dir).map(drop)),
+        );
+        for count in [3, 100] {
+            let witness = move || linux("witness").cpus(2).pulse("witness round=");
+            add(&format!("rounds-{count}"), Box::new(move |dir| stories::rounds(&witness(), count, dir)));
+        }
+    }
+    for name in ["counter", "registers", "timer", "dirty", "smp"] {
+        stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
+    }
+    stories
+}
+
+/// Our own guests, on a KVM that runs Linux.
+fn bare(name: &str, dir: &Path) -> Result<()> {
+    let guest = Guest::bare(name, dir)?;
+    let guest = match name {
+        "smp" => guest.cpus(2),
+        "registers" => guest.cmdline("spins=1000000"),
+        "counter" | "timer" | "dirty" => guest,
+        _ => bail!("no plan for {name}"),
+    };
+    stories::capture_again(&guest, dir)?;
+    stories::rounds(&guest, 3, dir)
+}

@@ -1,0 +1,60 @@
+//! Stock Linux guests, in both lanes of the lab.
+
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+use vmm_tests::lab::{Lab, Lane};
+
+/// Runs stories in a lab and passes on what they say.
+fn tell(lab: Lab, stories: &[&str]) -> Result<()> {
+    let extra = tempfile::tempdir()?;
+    let program = extra.path().join("stories");
+    std::fs::copy(env!("CARGO_BIN_EXE_stories"), program).context("cannot copy the stories")?;
+    let result = lab.extra(extra.path()).run(&format!("/extra/stories {}", stories.join(" ")))?;
+    println!("{}", result.output);
+    let summary = format!("stories: {} passed, 0 failed", result.output.matches("... ok").count());
+    ensure!(
+        result.status == 0 && result.output.contains(&summary),
+        "status {}:\n{}",
+        result.status,
+        result.output
+    );
+    Ok(())
+}
+
+fn amd() -> Lab {
+    Lab::new().lane(Lane::Amd).limit(Duration::from_secs(900))
+}
+
+#[test]
+fn amd_6_1() -> Result<()> {
+    tell(amd(), &["6.1/restart", "6.1/bzimage", "6.1/panic", "6.1/oracle-1", "6.1/oracle-2", "6.1/typing"])
+}
+
+#[test]
+fn amd_6_12() -> Result<()> {
+    tell(
+        amd(),
+        &["6.12/restart", "6.12/bzimage", "6.12/linux-entry", "6.12/reboot", "6.12/panic", "6.12/oracle-4"],
+    )
+}
+
+#[test]
+fn amd_7_2() -> Result<()> {
+    tell(amd(), &["7.2/restart", "7.2/bzimage", "7.2/panic-without-driver", "7.2/oracle-2", "7.2/above-4g"])
+}
+
+#[test]
+fn amd_100_rounds() -> Result<()> {
+    tell(amd(), &["6.12/rounds-100"])
+}
+
+#[test]
+fn amd_our_own_guests_and_older_and_newer_hosts() -> Result<()> {
+    tell(amd().host("6.1"), &["bare", "6.1/rounds-3"])?;
+    tell(amd().host("7.2"), &["7.2/rounds-3"])
+}
+
+#[test]
+fn amd_shadow_paging() -> Result<()> {
+    tell(amd().kvm_args("npt=0"), &["6.12/restart"])
+}
