@@ -64,16 +64,18 @@ fn start(mode: Mode, period: u32, cycles: u64) {
     }
 }
 
-/// Waits for an interrupt. A long step between two looks at the clock is a time when this CPU didn't run, and counts
+/// Waits for an interrupt after the `seen` ones, which were counted before the timer was started: the interrupt may have
+/// come by now. A long step between two looks at the clock is a time when this CPU didn't run, and counts
 /// as one period only: a guest that was away for a day has not waited for a day.
-fn wait(clocks: &mut Clocks, mode: Mode, cycles: u64) {
-    let (ticks, mut waited) = (trap::ticks(0), 0);
-    while trap::ticks(0) == ticks {
+fn wait(clocks: &mut Clocks, mode: Mode, cycles: u64, seen: &mut u64) {
+    let mut waited = 0;
+    while trap::ticks(0) == *seen {
         waited += clocks.read().min(cycles);
         if waited > PATIENCE * cycles {
             fail!("timer no interrupt in mode {} for {waited} cycles", name(mode));
         }
     }
+    *seen = trap::ticks(0);
 }
 
 fn name(mode: Mode) -> &'static str {
@@ -91,9 +93,10 @@ fn guest_main() -> ! {
     let modes: &[Mode] = &[Mode::Periodic, Mode::OneShot, Mode::Deadline];
     let modes = if apic::has_deadline() { modes } else { &modes[..2] };
     for (round, mode) in modes.iter().cycle().enumerate() {
+        let mut seen = trap::ticks(0);
         start(*mode, period, cycles);
         for _ in 0..interrupts {
-            wait(&mut clocks, *mode, cycles);
+            wait(&mut clocks, *mode, cycles, &mut seen);
             if let Mode::OneShot = mode {
                 start(*mode, period, cycles);
             }
