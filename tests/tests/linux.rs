@@ -58,3 +58,22 @@ fn amd_our_own_guests_and_older_and_newer_hosts() -> Result<()> {
 fn amd_shadow_paging() -> Result<()> {
     tell(amd().kvm_args("npt=0"), &["6.12/restart"])
 }
+
+fn intel() -> Lab {
+    Lab::new().lane(Lane::Intel).limit(Duration::from_secs(900))
+}
+
+#[test]
+fn intel_6_1() -> Result<()> {
+    tell(intel(), &["6.1/restart", "6.1/oracle-2", "6.1/rounds-3", "bare"])
+}
+
+#[test]
+fn intel_6_12_and_7_2() -> Result<()> {
+    tell(intel(), &["6.12/restart", "7.2/restart"])
+}
+
+#[test]
+fn intel_shadow_paging() -> Result<()> {
+    tell(intel().kvm_args("ept=0"), &["6.1/restart"])
+}

@@ -8,7 +8,10 @@ use crate::kvm::{During, Ioctl};
 use crate::layout;
 use crate::ram::GuestRam;
 use crate::vcpu_state::HostVcpu;
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -57,6 +60,7 @@ pub fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<Arc<VmFd>, Ioctl> {
     let vm = kvm.create_vm().during("KVM_CREATE_VM")?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).during("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize).during("KVM_SET_TSS_ADDR")?;
+    tell_all_events(&vm)?;
     if let Some(ram) = ram {
         register_memslots(&vm, ram)?;
     }
@@ -64,6 +68,18 @@ pub fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<Arc<VmFd>, Ioctl> {
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).during("KVM_CREATE_PIT2")?;
     Ok(Arc::new(vm))
+}
+
+/// Has KVM tell pending events whole. Without this it gives up a pending exception's payload when it is asked for events,
+/// and writes it into CR2 or DR6, which have been saved by then; and a pending triple fault is not told at all.
+fn tell_all_events(vm: &VmFd) -> Result<(), Ioctl> {
+    for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+        if vm.check_extension_raw(cap.into()) > 0 {
+            let enable = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };
+            vm.enable_cap(&enable).during("KVM_ENABLE_CAP")?;
+        }
+    }
+    Ok(())
 }
 
 /// What saving a vCPU of this VM needs to know.
