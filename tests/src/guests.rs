@@ -72,6 +72,12 @@ impl Guest {
         self
     }
 
+    /// With these files in place of those in `/guests`.
+    pub fn files(mut self, kernel: PathBuf, initrd: PathBuf) -> Self {
+        (self.kernel, self.initrd) = (kernel, Some(initrd));
+        self
+    }
+
     /// With these words on its command line as well.
     pub fn cmdline(mut self, words: &str) -> Self {
         self.cmdline = format!("{} {words}", self.cmdline).trim().to_owned();

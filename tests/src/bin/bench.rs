@@ -1,0 +1,71 @@
+//! `bench`: how long a restore takes, beside a boot, in one run on this machine's `/dev/kvm`.
+//!
+//! In: nothing. Out: medians, from the start of a process to the guest's first line. Holds: both start the same counter
+//! guest with 256 MiB, by turns, so that what else the machine does slows both.
+
+use anyhow::{Context, Result};
+use comfy_table::{Table, presets};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use vmm_tests::guests::Guest;
+use vmm_tests::vm::{LIMIT, TestVm};
+
+const ROUNDS: usize = 20;
+const MEMORY: &str = "256M";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let dir = tempfile::tempdir().context("no directory for the snapshot")?;
+    // 1000 lines a second: no restore waits long for the guest's next one.
+    let guest = Guest::bare("counter", dir.path())?.memory(MEMORY).cmdline("rate=1000");
+    let file = dir.path().join("snapshot");
+    save(&guest, &file)?;
+    let (mut boots, mut restores) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        boots.push(first_line(&guest.run_args())?);
+        restores.push(first_line(&["restore".to_owned(), file.display().to_string()])?);
+    }
+    println!("{ROUNDS} rounds, {MEMORY}, from the start of the process to the guest's first line\n");
+    println!("{}", table(&mut boots, &mut restores));
+    Ok(())
+}
+
+fn save(guest: &Guest, file: &Path) -> Result<()> {
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for(guest.pulse)?;
+    vm.snapshot_and_stop(file).map(drop)
+}
+
+fn first_line(args: &[String]) -> Result<Duration> {
+    let began = Instant::now();
+    TestVm::start(args)?.next_line(began + LIMIT)?;
+    Ok(began.elapsed())
+}
+
+fn table(boots: &mut [Duration], restores: &mut [Duration]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(["", "median ms", "best ms", "worst ms"]);
+    for (name, times) in [("boot", &mut *boots), ("restore", &mut *restores)] {
+        times.sort();
+        let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
+        table.add_row([name.to_owned(), ms(median(times)), ms(times[0]), ms(times[times.len() - 1])]);
+    }
+    let ratio = median(boots).as_secs_f64() / median(restores).as_secs_f64();
+    table.add_row(["boot/restore".to_owned(), format!("{ratio:.2}"), String::new(), String::new()]);
+    table
+}
+
+/// Of sorted times.
+fn median(times: &[Duration]) -> Duration {
+    (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2
+}
