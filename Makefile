@@ -1,5 +1,9 @@
 # One line per target. `make` alone tells what there is.
 #
+#   make demo                    stock kernels are booted, kept in a file, and go on in another process
+#   make test                    every test: this machine's KVM with our own guests, the lab with Linux
+#   make check                   format, lints, documentation, unit tests
+#   make bench                   restore beside boot, on this machine's KVM
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
 #     HOST=6.1|6.12|7.2          the lab's own kernel: 6.12 unless given, 6.1 with LANE=intel
 #     LANE=amd|intel             its processor
@@ -10,7 +14,7 @@
 # make itself ends with status 2 when a target fails, and says which status it was. A script that needs the status calls
 # what `make lab` calls: cargo run -q --release -p vmm-tests --bin lab -- 'shell command'
 
-.PHONY: help setup lab check
+.PHONY: help setup demo test unit bench lab check
 .SILENT:
 
 # The command reaches the lab as it was typed: make must not expand its dollar signs.
@@ -18,7 +22,7 @@ override RUN := $(value RUN)
 export RUN HOST LANE KVM_ARGS EXTRA LIMIT
 
 help:
-	sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
 
 # What the targets below need of the machine.
 setup:
@@ -27,8 +31,26 @@ setup:
 lab: setup
 	cargo run -q --release -p vmm-tests --bin lab
 
+demo: setup
+	cargo build -q --release -p vmm -p vmm-tests --bins
+	cargo run -q --release -p vmm-tests --bin demo
+
+bench: setup
+	cargo build -q --release -p vmm -p vmm-tests --bins
+	cargo run -q --release -p vmm-tests --bin bench
+
 check: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
-	cargo test --workspace --lib --bins
+	$(MAKE) unit
+
+# What needs no machine: all but the end-to-end tests.
+unit: setup
+	cargo test --workspace --exclude vmm-tests --tests
+	cargo test -p vmm-tests --lib --bins
+
+# The tests find vmm beside themselves.
+test: unit
+	cargo build --release -p vmm -p vmm-tests --bins
+	cargo test --release -p vmm-tests --test '*'
