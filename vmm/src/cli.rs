@@ -4,7 +4,7 @@
 //! names what was wrong.
 
 use crate::api::Then;
-use crate::config::{parse_memory, parse_vcpus};
+use crate::config::{parse_memory, parse_name, parse_vcpus};
 use crate::kernel::ProtocolChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -181,12 +181,4 @@ impl From<ThenChoice> for Then {
             ThenChoice::Stop => Self::Stop,
         }
     }
-}
-
-/// A name is a line of up to 64 printable characters, since it is shown in tables.
-fn parse_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.chars().count() > 64 || text.chars().any(char::is_control) {
-        return Err("expected 1 to 64 printable characters".to_owned());
-    }
-    Ok(text.to_owned())
 }

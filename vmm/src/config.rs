@@ -47,6 +47,9 @@ pub enum ConfigError {
         /// MiB there are.
         host: u64,
     },
+    /// Not a name that can be shown.
+    #[error("the machine's name: expected 1 to 64 printable characters")]
+    BadName,
     /// Not a number of vCPUs that a machine can have.
     #[error("`{text}` vCPUs: expected a number from {} to {}", VCPUS.start(), VCPUS.end())]
     BadVcpus {
@@ -81,6 +84,17 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
 pub fn parse_vcpus(text: &str) -> Result<u32, ConfigError> {
     let count = text.parse().ok().filter(|count| VCPUS.contains(count));
     count.ok_or_else(|| ConfigError::BadVcpus { text: text.to_owned() })
+}
+
+/// Reads a name: a line of up to 64 printable characters, since it is shown in tables.
+///
+/// # Errors
+/// Text that is none.
+pub fn parse_name(text: &str) -> Result<String, ConfigError> {
+    if text.is_empty() || text.chars().count() > 64 || text.chars().any(char::is_control) {
+        return Err(ConfigError::BadName);
+    }
+    Ok(text.to_owned())
 }
 
 /// Holds the size against what the host has. A host that is told to overcommit without limit

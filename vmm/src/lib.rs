@@ -32,6 +32,7 @@ pub mod save;
 pub mod load;
 pub mod start;
 // The user's side.
+pub mod complaint;
 pub mod outcome;
 pub mod signals;
 pub mod terminal;

@@ -98,7 +98,7 @@ pub fn state(snapshot: &Snapshot) -> Result<MachineState, LoadError> {
 pub fn check_host(kvm: &Kvm, snapshot: &Snapshot, state: &MachineState) -> Result<(), LoadError> {
     config::check_host_memory(state.shape.memory)?;
     let supported = cpuid::supported(kvm)?;
-    let lacking = cpuid::first_lacking(&state.vcpus[0].cpuid, &supported);
+    let lacking = state.vcpus.iter().find_map(|vcpu| cpuid::first_lacking(&vcpu.cpuid, &supported));
     lacking.map_or(Ok(()), |needed| Err(LoadError::Processor { path: name(snapshot), needed }))
 }
 
@@ -132,6 +132,16 @@ fn check_shape(snapshot: &Snapshot, shape: &Shape) -> Result<(), LoadError> {
     }
     if shape.memory < config::MEMORY_MIN || ranges != layout::ram_ranges(shape.memory) {
         return refused(format!("RAM ranges that no machine with {} bytes of memory has", shape.memory));
+    }
+    check_texts(shape).or_else(refused)
+}
+
+/// These are shown on terminals.
+fn check_texts(shape: &Shape) -> Result<(), String> {
+    config::parse_name(&shape.name).map_err(|error| error.to_string())?;
+    let version = shape.kernel.version.as_deref().unwrap_or_default();
+    if version.chars().any(char::is_control) {
+        return Err("its kernel's version has control characters".to_owned());
     }
     Ok(())
 }

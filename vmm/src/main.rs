@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,11 +19,15 @@ use vmm::outcome::Outcome;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
-use vmm::{client, doctor, inspect, load, start, vm};
+use vmm::{client, complaint, doctor, inspect, load, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
+    let done = match cli.command {
         Command::Run(args) => run(args),
         Command::Restore(args) => restore(&args),
         Command::Snapshot(args) => snapshot(&args),
@@ -36,9 +40,18 @@ fn main() -> ExitCode {
         Command::Doctor { json } => examine(json),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("vmm: {error:#}");
+        complaint::say(&format!("vmm: {}", complaint::one_line(error.as_ref())));
         ExitCode::FAILURE
     })
+}
+
+/// Wrong usage in one line, with status 2; help and version as clap prints them.
+fn misused(error: &clap::Error) -> ExitCode {
+    match complaint::usage(error) {
+        Some(line) => complaint::say(&format!("vmm: {line}")),
+        None => drop(error.print()),
+    }
+    ExitCode::from(error.exit_code() as u8)
 }
 
 fn run(args: Run) -> Result<ExitCode> {
@@ -110,7 +123,7 @@ fn host_ends(drained: Arc<EventFd>) -> HostEnds {
 /// A power-off needs no words; everything else is said.
 fn report(outcome: &Outcome) -> ExitCode {
     if *outcome != Outcome::PoweredOff {
-        eprintln!("vmm: {outcome}");
+        complaint::say(&format!("vmm: {outcome}"));
     }
     ExitCode::from(outcome.status())
 }
@@ -126,25 +139,29 @@ fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
 
 fn describe(args: &File) -> Result<ExitCode> {
     let description = inspect::describe(&args.file)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&description)?);
+    let text = if args.json {
+        serde_json::to_string_pretty(&description)?
     } else {
-        println!("{}", inspect::table(&description));
-    }
-    Ok(ExitCode::SUCCESS)
+        inspect::table(&description).to_string()
+    };
+    print(&text)
 }
 
 fn verify(args: &File) -> Result<ExitCode> {
     let checked = inspect::verify(&args.file)?;
-    if args.json {
-        println!("{}", serde_json::json!({ "intact": true, "ram_bytes": checked }));
+    print(&if args.json {
+        serde_json::json!({ "intact": true, "ram_bytes": checked }).to_string()
     } else {
-        println!("{}: intact, {} MiB of RAM checked", args.file.display(), checked >> 20);
-    }
+        format!("{}: intact, {} MiB of RAM checked", args.file.display(), checked >> 20)
+    })
+}
+
+fn print(text: &str) -> Result<ExitCode> {
+    writeln!(io::stdout(), "{text}").context("cannot print")?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn examine(json: bool) -> Result<ExitCode> {
-    doctor::run(json, &mut io::stdout())?;
+    doctor::run(json, &mut io::stdout()).context("cannot print")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,9 @@
 use crate::api::{
     ApiCall, ApiError, Command, Reply, RunState, SnapshotRequest, SnapshotSummary, Status, Then,
 };
+use crate::complaint;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
-use crate::save::SaveError;
 use crate::signals::EndSignals;
 use crate::terminal::{Action, HELP, Terminal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -123,7 +123,7 @@ impl Monitor {
 
     /// On a terminal in raw mode a line needs its carriage return.
     fn say(&self, text: &str) {
-        eprint!("\r\n{}\r\n", text.replace('\n', "\r\n"));
+        complaint::say(&format!("\r\n{}\r", text.replace('\n', "\r\n")));
     }
 
     fn hear_api(&mut self) {
@@ -155,7 +155,7 @@ impl Monitor {
             return Err(ApiError::ending());
         }
         let saved = paused.save(&request.path, &mut |_, _| {});
-        let summary = saved.map_err(|error| ApiError::failed(chain(&error)))?;
+        let summary = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)))?;
         match request.then {
             None => drop(paused),
             Some(Then::Pause) => paused.keep(),
@@ -210,10 +210,4 @@ fn wait_for(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &SaveError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

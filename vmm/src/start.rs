@@ -15,6 +15,7 @@ use crate::vcpu_state::VcpuState;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
 use kvm_ioctls::Kvm;
 use snapshot::Snapshot;
+use std::path::PathBuf;
 
 /// Why no machine came to be.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +35,17 @@ pub enum StartError {
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
-    /// A state that this host would not take.
+    /// A state after reset that this host would not take.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// A snapshot's state that this host, or a device, would not take.
+    #[error("{}", path.display())]
+    State {
+        /// The snapshot.
+        path: PathBuf,
+        /// What would not be taken.
+        source: RestoreError,
+    },
 }
 
 /// Boots a kernel: RAM is filled as a firmware would, and the state after reset is changed to where the kernel starts.
@@ -61,7 +70,8 @@ pub fn boot(kvm: &Kvm, mut shape: Shape, source: &BootSource, ends: HostEnds) ->
 pub fn restore(kvm: &Kvm, snapshot: &Snapshot, ends: HostEnds) -> Result<Machine, StartError> {
     let state = load::state(snapshot)?;
     load::check_host(kvm, snapshot, &state)?;
-    Ok(Machine::from_state(kvm, &state, load::ram(snapshot)?, ends)?)
+    let refused = |source| StartError::State { path: snapshot.path().to_owned(), source };
+    Machine::from_state(kvm, &state, load::ram(snapshot)?, ends).map_err(refused)
 }
 
 fn as_firmware_leaves_it(vcpu: &mut VcpuState) {

@@ -9,6 +9,7 @@
 //!                    └──► Action: end, status, help
 //! ```
 
+use crate::complaint;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -101,7 +102,7 @@ impl Terminal {
             open = !in_background(input);
             if open {
                 enter_raw_mode(input)?;
-                eprintln!("{HINT}");
+                complaint::say(HINT);
             }
             escape = Some(Escape::default());
         }

@@ -28,6 +28,9 @@ pub enum OpenError {
     /// Anything else.
     #[error(transparent)]
     Other(#[from] Ioctl),
+    /// The name is something else's.
+    #[error("/dev/kvm is not a KVM device with API version 12")]
+    NotKvm,
     /// KVM lacks something without which a machine can't be saved whole.
     #[error("this host's KVM lacks {0}, which this monitor needs (Linux 5.17 and later have it)")]
     Lacks(&'static str),
@@ -43,6 +46,9 @@ pub fn open() -> Result<Kvm, OpenError> {
         libc::EACCES | libc::EPERM => OpenError::Permission,
         _ => OpenError::Other(Ioctl { call: "open(/dev/kvm)", source: error }),
     })?;
+    if kvm.get_api_version() != kvm_bindings::KVM_API_VERSION as i32 {
+        return Err(OpenError::NotKvm);
+    }
     let sregs2 = i32::from(kvm.check_extension_raw(u64::from(kvm_bindings::KVM_CAP_SREGS2)) > 0);
     match (sregs2, kvm.check_extension(Cap::Xsave2), kvm.check_extension(Cap::ImmediateExit)) {
         (0, ..) => Err(OpenError::Lacks("KVM_CAP_SREGS2")),
