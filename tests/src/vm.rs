@@ -4,8 +4,9 @@
 //! its [`TestVm`], and every wait has a limit and fails with the output so far.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::io::{BufRead, BufReader, PipeReader, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -50,7 +51,10 @@ impl TestVm {
         let dir = tempfile::tempdir().context("no directory for the control socket")?;
         let socket = dir.path().join("api");
         let (output, writer) = std::io::pipe()?;
-        let child = Command::new(program())
+        let mut command = Command::new(program());
+        // SAFETY: prctl is a system call like any other, and safe between fork and exec.
+        unsafe { command.pre_exec(die_with_the_test) };
+        let child = command
             .args(args)
             .arg("--api")
             .arg(&socket)
@@ -217,6 +221,13 @@ impl Drop for TestVm {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A test that is killed drops nothing; its machines end all the same.
+fn die_with_the_test() -> io::Result<()> {
+    // SAFETY: the call takes a signal number and no pointers.
+    let set = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Lines as they come; a last one without an end of line counts.
