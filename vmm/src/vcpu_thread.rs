@@ -6,7 +6,7 @@
 use crate::run_loop::{Buses, Step, Stop, step};
 use crate::vcpu::{Vcpu, kick_signal};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -123,12 +123,22 @@ impl Body {
         State::Paused
     }
 
+    /// Looks at the flag before the first `KVM_RUN` as well: a kick that came before the vCPU was bound to this thread
+    /// has left no other trace.
     fn run_guest(&self, vcpu: &mut Vcpu) -> Report {
+        while !self.told_to_pause(vcpu) {
+            if let Some(stop) = self.run_until_interrupted(vcpu) {
+                return Some(stop);
+            }
+        }
+        None
+    }
+
+    fn run_until_interrupted(&self, vcpu: &mut Vcpu) -> Report {
         loop {
             match step(vcpu, &self.buses) {
                 Step::Continue => {}
-                Step::Interrupted if self.told_to_pause(vcpu) => return None,
-                Step::Interrupted => {}
+                Step::Interrupted => return None,
                 Step::Stop(stop) => return Some(stop),
             }
         }
@@ -153,6 +163,8 @@ impl Body {
     /// the next `KVM_RUN`.
     fn told_to_pause(&self, vcpu: &mut Vcpu) -> bool {
         vcpu.clear_kick();
+        // The handler runs on this thread: only the compiler could swap the two.
+        compiler_fence(Ordering::SeqCst);
         self.pause.load(Ordering::SeqCst)
     }
 
