@@ -13,7 +13,7 @@ use devices::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 /// The state of every device.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -106,14 +106,18 @@ impl Board {
         self.buses.clone()
     }
 
-    /// Bytes that the console's input has room for.
-    pub fn console_room(&self) -> usize {
-        lock(&self.serial).room()
-    }
-
-    /// Gives bytes to the console; returns how many it took.
-    pub fn console_input(&self, bytes: &[u8]) -> usize {
-        lock(&self.serial).enqueue(bytes)
+    /// Gives the console what `take` has for it, which is asked for as many bytes as there is room for. Does nothing while
+    /// a vCPU has the port: one whose output nobody reads has it until it is kicked, and only the caller can kick it.
+    pub fn feed_console(&self, take: impl FnOnce(usize) -> Vec<u8>) {
+        let mut serial = match self.serial.try_lock() {
+            Ok(serial) => serial,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let bytes = take(serial.room());
+        if !bytes.is_empty() {
+            serial.enqueue(&bytes);
+        }
     }
 
     /// Whether the guest's kernel has said on the console that it panicked.

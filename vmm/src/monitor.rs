@@ -51,8 +51,9 @@ pub struct Monitor {
     ended: Option<Outcome>,
 }
 
-/// How often a guest that takes no input is asked again: leaving loopback mode announces itself by nothing.
-const CONSOLE_RETRY: Duration = Duration::from_millis(100);
+/// How often a guest that takes no input is asked again: leaving loopback mode announces itself by nothing, nor does a
+/// vCPU that is done with the port.
+const CONSOLE_RETRY: Duration = Duration::from_millis(20);
 
 impl Monitor {
     /// A loop around the machine.
@@ -114,10 +115,9 @@ impl Monitor {
     }
 
     fn feed_console(&mut self) {
-        let board = self.machine.board();
-        let bytes = self.inputs.terminal.take(board.console_room());
-        if !bytes.is_empty() {
-            board.console_input(&bytes);
+        let terminal = &mut self.inputs.terminal;
+        if terminal.has_bytes() {
+            self.machine.board().feed_console(|room| terminal.take(room));
         }
     }
 
