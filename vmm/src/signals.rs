@@ -1,7 +1,8 @@
 //! The signals that ask the process to end, turned into something a loop can wait on.
 //!
 //! In: SIGINT, SIGTERM, SIGHUP. Out: a readable descriptor, so that the terminal, the API socket and half-written files
-//! are put in order before the process ends. Holds: blocked before any thread starts, so no thread is killed by them.
+//! are put in order before the process ends. Holds: blocked before any thread starts, so no thread is killed by them; a
+//! limit on a file's size (SIGXFSZ) fails the write and nothing else.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -18,6 +19,8 @@ impl EndSignals {
     /// # Errors
     /// No descriptor was left.
     pub fn hold() -> io::Result<Self> {
+        // SAFETY: to ignore a signal needs no handler. The write that raised it fails with EFBIG.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let set = ending_set();
         // SAFETY: `set` is a whole sigset, and the old one isn't asked for.
         let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
