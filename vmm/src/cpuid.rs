@@ -1,8 +1,8 @@
 //! What processor the guest sees.
 //!
 //! In: what KVM can offer on this host, a vCPU's index, the number of vCPUs. Out: the CPUID entries to set. Holds: the
-//! guest sees one socket with one thread per core, APIC ids equal to vCPU indices, and no nested virtualization, whose
-//! state a snapshot does not carry. A guest restored on another host keeps the entries it was booted with.
+//! guest sees one socket with one thread per core, APIC ids equal to vCPU indices, and neither nested virtualization nor
+//! shadow stacks, whose state a snapshot does not carry. A guest restored on another host keeps the entries it was booted with.
 
 use crate::kvm::{During, Ioctl};
 use kvm_bindings::{
@@ -17,6 +17,8 @@ const VMX: u32 = 1 << 5;
 const SVM: u32 = 1 << 2;
 const MONITOR: u32 = 1 << 3;
 const HTT: u32 = 1 << 28;
+/// Its stack pointer is no MSR: KVM tells it as a register of its own only (KVM_REG_GUEST_SSP, Linux 6.18).
+const SHADOW_STACK: u32 = 1 << 7;
 
 /// What KVM supports on this host (`KVM_GET_SUPPORTED_CPUID`), with the timer that it has in the in-kernel LAPIC.
 ///
@@ -146,6 +148,7 @@ fn adjust(entry: &mut Entry, index: u32, count: u32) {
             let sharing = if entry.eax >> 5 & 7 >= 3 { count - 1 } else { 0 };
             entry.eax = entry.eax & 0x3fff | (count - 1) << 26 | sharing << 14;
         }
+        7 if entry.index == 0 => entry.ecx &= !SHADOW_STACK,
         0x8000_0001 => entry.ecx &= !SVM,
         // AMD: number of threads in the package, and bits of the APIC id that number them.
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (count - 1) | id_bits(count) << 12,
@@ -216,9 +219,10 @@ mod tests {
     }
 
     #[test]
-    fn nested_virtualization_is_hidden() {
-        let entries = for_vcpu(&[leaf(1), leaf(0x8000_0001)], 0, 1);
+    fn what_a_snapshot_does_not_carry_is_hidden() {
+        let entries = for_vcpu(&[leaf(1), leaf(0x8000_0001), leaf(7)], 0, 1);
         assert_eq!(entries[0].ecx & VMX, 0);
         assert_eq!(entries[1].ecx & SVM, 0);
+        assert_eq!(entries[2].ecx & SHADOW_STACK, 0);
     }
 }
