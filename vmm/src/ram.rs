@@ -36,10 +36,17 @@ pub enum RamError {
         /// What the host said.
         reason: String,
     },
-    /// The page map, which tells what was touched, could not be opened.
-    #[error("cannot open /proc/self/pagemap, which tells the guest pages that were written")]
-    Pagemap(#[source] io::Error),
+    /// The process's own view of its memory could not be opened.
+    #[error("cannot open /proc/self/{file}, by which a restored guest's RAM is saved")]
+    OwnMemory {
+        /// `pagemap` or `mem`.
+        file: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
 }
+
+const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
 
 /// One range of guest RAM inside a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +63,15 @@ pub struct FileRange {
 #[derive(Debug)]
 pub struct GuestRam {
     memory: GuestMemoryMmap,
-    pagemap: Option<File>,
+    mapped: Option<OwnMemory>,
+}
+
+/// How RAM that is a snapshot's private mapping is read: by system calls. Whoever can write to the snapshot can shorten
+/// it, and a load from what is gone would be a SIGBUS, where a system call fails.
+#[derive(Debug)]
+struct OwnMemory {
+    pagemap: File,
+    mem: File,
 }
 
 impl GuestRam {
@@ -72,7 +87,7 @@ impl GuestRam {
             regions.push(map(&file, FileRange { gpa, len, offset }, libc::MAP_SHARED)?);
             offset += len;
         }
-        Ok(Self { memory: collect(regions)?, pagemap: None })
+        Ok(Self { memory: collect(regions)?, mapped: None })
     }
 
     /// RAM whose bytes are a snapshot's, mapped privately: what the guest writes never reaches the file.
@@ -83,8 +98,7 @@ impl GuestRam {
         let file = Arc::new(file);
         let regions =
             ranges.iter().map(|range| map(&file, *range, libc::MAP_PRIVATE)).collect::<Result<_, _>>()?;
-        let pagemap = File::open("/proc/self/pagemap").map_err(RamError::Pagemap)?;
-        Ok(Self { memory: collect(regions)?, pagemap: Some(pagemap) })
+        Ok(Self { memory: collect(regions)?, mapped: Some(OwnMemory::open()?) })
     }
 
     /// The mapped memory.
@@ -95,28 +109,42 @@ impl GuestRam {
     /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
     ///
     /// # Errors
-    /// An address outside RAM, or a host that won't say what was touched.
+    /// An address outside RAM, a host that won't say what was touched, or a snapshot that lost its end while in use.
     pub fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
-        if !self.touched(gpa, buf.len() as u64)? {
-            return Ok(false);
-        }
-        self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other)?;
-        Ok(true)
-    }
-
-    /// Whether any page in the range holds data: in the file behind it, or in this process's private copies.
-    fn touched(&self, gpa: u64, len: u64) -> io::Result<bool> {
         let (region, start) = self
             .memory
             .to_region_addr(GuestAddress(gpa))
             .ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?;
         let behind = region.file_offset().ok_or_else(|| io::Error::other("guest RAM without a file"))?;
-        if holds_data(behind.file(), behind.start() + start.0, len)? {
-            return Ok(true);
-        }
-        let Some(pagemap) = &self.pagemap else { return Ok(false) };
+        let in_file = holds_data(behind.file(), behind.start() + start.0, buf.len() as u64)?;
         let host = region.as_ptr() as u64 + start.0;
-        any_private_page(pagemap, host, len)
+        match &self.mapped {
+            Some(own) if in_file || own.has_pages(host, buf.len() as u64)? => own.read(host, buf)?,
+            None if in_file => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+impl OwnMemory {
+    fn open() -> Result<Self, RamError> {
+        let open = |file: &'static str| {
+            File::open(format!("/proc/self/{file}")).map_err(|source| RamError::OwnMemory { file, source })
+        };
+        Ok(Self { pagemap: open("pagemap")?, mem: open("mem")? })
+    }
+
+    /// Whether the process has pages of its own in the range: present (bit 63) or swapped out (bit 62) in its page map
+    /// (Documentation/admin-guide/mm/pagemap.rst).
+    fn has_pages(&self, host: u64, len: u64) -> io::Result<bool> {
+        let mut entries = vec![0u8; (len / PAGE_SIZE * 8) as usize];
+        self.pagemap.read_exact_at(&mut entries, host / PAGE_SIZE * 8)?;
+        Ok(entries.chunks_exact(8).any(|entry| entry[7] & 0b1100_0000 != 0))
+    }
+
+    fn read(&self, host: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.mem.read_exact_at(buf, host).map_err(|_| io::Error::other(SHORTENED))
     }
 }
 
@@ -151,23 +179,19 @@ fn collect(regions: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, RamError> {
     })
 }
 
-/// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`).
+/// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`). Past its end there is no hole, though
+/// `lseek` answers alike: bytes are missing.
 fn holds_data(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     // SAFETY: the fd is open; the call moves only its offset, which nothing here uses.
     let found = unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
     if found >= 0 {
         return Ok((found as u64) < offset + len);
     }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ENXIO) { Ok(false) } else { Err(error) }
-}
-
-/// Whether the process has pages of its own in the range: present (bit 63) or swapped out (bit 62) in its page map
-/// (Documentation/admin-guide/mm/pagemap.rst).
-fn any_private_page(pagemap: &File, host: u64, len: u64) -> io::Result<bool> {
-    let mut entries = vec![0u8; (len / PAGE_SIZE * 8) as usize];
-    pagemap.read_exact_at(&mut entries, host / PAGE_SIZE * 8)?;
-    Ok(entries.chunks_exact(8).any(|entry| entry[7] & 0b1100_0000 != 0))
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() != Some(libc::ENXIO) => Err(error),
+        _ if file.metadata()?.len() < offset + len => Err(io::Error::other(SHORTENED)),
+        _ => Ok(false),
+    }
 }
 
 #[cfg(test)]
@@ -201,6 +225,19 @@ mod tests {
         let mut on_disk = [0; 5];
         file.read_exact_at(&mut on_disk, 3 << 20).unwrap();
         assert_eq!(on_disk, [0; 5]);
+    }
+
+    #[test]
+    fn a_snapshot_that_is_shortened_in_use_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 4 << 20], 0).unwrap();
+        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
+        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let mut chunk = vec![0; 1 << 20];
+        file.set_len((1 << 20) + 4096).unwrap();
+        assert!(ram.read_touched(0, &mut chunk).unwrap());
+        assert!(ram.read_touched(1 << 20, &mut chunk).is_err());
+        assert!(ram.read_touched(2 << 20, &mut chunk).is_err(), "lost bytes are not zeroes");
     }
 
     #[test]
