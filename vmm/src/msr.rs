@@ -106,7 +106,8 @@ pub fn save(vcpu: &VcpuFd, list: &[u32]) -> Result<MsrState, Ioctl> {
 /// is not written at all.
 ///
 /// # Errors
-/// A register that can't be given its value, unless it has it anyway (some are read-only and alike on every vCPU).
+/// A register that can't be given its value, unless it has it anyway (some are read-only and alike on every vCPU). One
+/// that is not there on this host, whose kernel may be older, has zero.
 pub fn restore(vcpu: &VcpuFd, state: &MsrState) -> Result<(), MsrError> {
     let apart = |index| [TSC, TSC_DEADLINE].contains(&index) || WALL_CLOCK.contains(&index);
     let wanted: Vec<_> = state.saved.iter().copied().filter(|&(index, _)| !apart(index)).collect();
@@ -133,8 +134,8 @@ pub fn write(vcpu: &VcpuFd, index: u32, value: u64) -> Result<(), MsrError> {
 }
 
 fn already_holds(vcpu: &VcpuFd, index: u32, value: u64) -> Result<(), MsrError> {
-    let held = save(vcpu, &[index])?;
-    if held.get(index) == Some(value) { Ok(()) } else { Err(MsrError::Refused { index, value }) }
+    let held = save(vcpu, &[index])?.get(index).unwrap_or(0);
+    if held == value { Ok(()) } else { Err(MsrError::Refused { index, value }) }
 }
 
 fn entries(list: impl Iterator<Item = (u32, u64)>) -> Msrs {
