@@ -79,6 +79,8 @@ fn as_firmware_leaves_it(vcpu: &mut VcpuState) {
     for msr in registers::boot_msrs() {
         vcpu.msrs.set(msr.index, msr.data);
     }
+    let misc_enable = vcpu.msrs.get(registers::MISC_ENABLE).unwrap_or(0);
+    vcpu.msrs.set(registers::MISC_ENABLE, misc_enable | registers::FAST_STRINGS);
 }
 
 fn enter(vcpu: &mut VcpuState, entry: &Entry) {

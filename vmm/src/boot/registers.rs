@@ -6,7 +6,7 @@
 use super::{BootError, Entry};
 use crate::kernel::Protocol;
 use crate::layout;
-use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs2};
+use kvm_bindings::{kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs2};
 use vm_memory::GuestMemoryMmap;
 
 // Intel SDM volume 3, 2.5 "Control registers", 2.2.1 "Extended feature enable register".
@@ -41,7 +41,7 @@ const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
 
 /// Model-specific registers as firmware leaves them, index and value, for every vCPU (SDM volume 4).
-pub const BOOT_MSRS: [(u32, u64); 11] = [
+pub const BOOT_MSRS: [(u32, u64); 9] = [
     (0x174, 0),           // IA32_SYSENTER_CS
     (0x175, 0),           // IA32_SYSENTER_ESP
     (0x176, 0),           // IA32_SYSENTER_EIP
@@ -50,10 +50,13 @@ pub const BOOT_MSRS: [(u32, u64); 11] = [
     (0xc000_0083, 0),     // CSTAR
     (0xc000_0084, 0),     // SYSCALL_MASK
     (0xc000_0102, 0),     // KERNEL_GS_BASE
-    (0x10, 0),            // TSC
-    (0x1a0, 1),           // IA32_MISC_ENABLE: fast string operations
     (0x2ff, 1 << 11 | 6), // IA32_MTRR_DEF_TYPE: enabled, write-back
 ];
+
+/// IA32_MISC_ENABLE. What KVM sets in it tells of facilities that it lacks, so only [`FAST_STRINGS`] is added.
+pub const MISC_ENABLE: u32 = 0x1a0;
+/// IA32_MISC_ENABLE: fast string operations.
+pub const FAST_STRINGS: u64 = 1 << 0;
 
 /// [`BOOT_MSRS`] as `KVM_SET_MSRS` takes them.
 pub fn boot_msrs() -> Vec<kvm_msr_entry> {
@@ -82,11 +85,6 @@ pub fn configure_sregs(entry: &Entry, sregs: &mut kvm_sregs2) {
     sregs.cr3 = if long { layout::PAGE_TABLES } else { 0 };
     sregs.cr4 = if long { CR4_PAE } else { 0 };
     sregs.efer = if long { EFER_LME | EFER_LMA } else { 0 };
-}
-
-/// The FPU as `FNINIT` and reset leave it (SDM volume 1, 8.1.5 and 11.6.4).
-pub fn fpu() -> kvm_fpu {
-    kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() }
 }
 
 /// Routes the legacy PIC (LINT0, ExtINT) and NMIs (LINT1) as the MultiProcessor specification's virtual wire mode
