@@ -142,7 +142,7 @@ fn describe(args: &File) -> Result<ExitCode> {
     let text = if args.json {
         serde_json::to_string_pretty(&description)?
     } else {
-        inspect::table(&description).to_string()
+        inspect::table(&description).trim_fmt()
     };
     print(&text)
 }
