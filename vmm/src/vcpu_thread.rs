@@ -178,6 +178,15 @@ impl Body {
     }
 }
 
+/// A thread that panics reports as well, or a pause would wait for it for ever.
+impl Drop for Body {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.report(Some(Stop::Fault("the thread of a vCPU panicked".to_owned())));
+        }
+    }
+}
+
 fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
     vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
