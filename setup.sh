@@ -6,7 +6,7 @@
 # is needed and is never installed.
 set -eu
 
-packages="gcc libc6-dev debian-archive-keyring ca-certificates"
+packages="gcc libc6-dev debian-archive-keyring ca-certificates binutils gdb"
 
 missing=
 for package in $packages; do

@@ -48,14 +48,22 @@ impl TestVm {
     /// # Errors
     /// It can't be started.
     pub fn start(args: &[String]) -> Result<Self> {
+        let mut command = Command::new(program());
+        command.args(args);
+        Self::start_as(command)
+    }
+
+    /// Starts this command, which becomes a `vmm run` or a `vmm restore`, with a control socket.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_as(mut command: Command) -> Result<Self> {
         let dir = tempfile::tempdir().context("no directory for the control socket")?;
         let socket = dir.path().join("api");
         let (output, writer) = std::io::pipe()?;
-        let mut command = Command::new(program());
         // SAFETY: prctl is a system call like any other, and safe between fork and exec.
         unsafe { command.pre_exec(die_with_the_test) };
         let child = command
-            .args(args)
             .arg("--api")
             .arg(&socket)
             .stdin(Stdio::piped())
@@ -190,6 +198,11 @@ impl TestVm {
         let sent = unsafe { libc::kill(self.child.id() as i32, signal) };
         ensure!(sent == 0, "cannot send signal {signal}");
         Ok(())
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// All lines so far.
