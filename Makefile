@@ -32,11 +32,11 @@ lab: setup
 	cargo run -q --release -p vmm-tests --bin lab
 
 demo: setup
-	cargo build -q --release -p vmm -p vmm-tests --bins
+	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins
 	cargo run -q --release -p vmm-tests --bin demo
 
 bench: setup
-	cargo build -q --release -p vmm -p vmm-tests --bins
+	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins
 	cargo run -q --release -p vmm-tests --bin bench
 
 check: setup
