@@ -1,6 +1,7 @@
 //! Stock Linux guests, in both lanes of the lab.
 
 use anyhow::{Context, Result, ensure};
+use std::io::{self, Write};
 use std::time::Duration;
 use vmm_tests::lab::{Lab, Lane};
 
@@ -9,16 +10,28 @@ fn tell(lab: Lab, stories: &[&str]) -> Result<()> {
     let extra = tempfile::tempdir()?;
     let program = extra.path().join("stories");
     std::fs::copy(env!("CARGO_BIN_EXE_stories"), program).context("cannot copy the stories")?;
-    let result = lab.extra(extra.path()).run(&format!("/extra/stories {}", stories.join(" ")))?;
-    println!("{}", result.output);
-    let summary = format!("stories: {} passed, 0 failed", result.output.matches("... ok").count());
-    ensure!(
-        result.status == 0 && result.output.contains(&summary),
-        "status {}:\n{}",
-        result.status,
-        result.output
-    );
+    let mut told = Told::default();
+    let status =
+        lab.extra(extra.path()).stream(&format!("/extra/stories {}", stories.join(" ")), &mut told)?;
+    let told = String::from_utf8_lossy(&told.0);
+    let summary = format!("stories: {} passed, 0 failed", told.matches("... ok").count());
+    ensure!(status == 0 && told.contains(&summary), "status {status}");
     Ok(())
+}
+
+/// What the stories say, kept and passed on as it comes.
+#[derive(Default)]
+struct Told(Vec<u8>);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        print!("{}", String::from_utf8_lossy(bytes));
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
 }
 
 fn amd() -> Lab {
@@ -27,20 +40,17 @@ fn amd() -> Lab {
 
 #[test]
 fn amd_6_1() -> Result<()> {
-    tell(amd(), &["6.1/restart", "6.1/bzimage", "6.1/panic", "6.1/oracle-1", "6.1/oracle-2", "6.1/typing"])
+    tell(amd(), &["6.1/restart", "6.1/panic", "6.1/oracle-2", "6.1/typing"])
 }
 
 #[test]
 fn amd_6_12() -> Result<()> {
-    tell(
-        amd(),
-        &["6.12/restart", "6.12/bzimage", "6.12/linux-entry", "6.12/reboot", "6.12/panic", "6.12/oracle-4"],
-    )
+    tell(amd(), &["6.12/restart", "6.12/reboot", "6.12/exit-port", "6.12/oracle-4"])
 }
 
 #[test]
 fn amd_7_2() -> Result<()> {
-    tell(amd(), &["7.2/restart", "7.2/bzimage", "7.2/panic-without-driver", "7.2/oracle-2", "7.2/above-4g"])
+    tell(amd(), &["7.2/restart", "7.2/panic-without-driver", "7.2/oracle-2", "7.2/above-4g"])
 }
 
 #[test]
@@ -50,7 +60,7 @@ fn amd_100_rounds() -> Result<()> {
 
 #[test]
 fn amd_our_own_guests_and_older_and_newer_hosts() -> Result<()> {
-    tell(amd().host("6.1"), &["bare", "6.1/rounds-3"])?;
+    tell(amd().host("6.1"), &["bare"])?;
     tell(amd().host("7.2"), &["7.2/rounds-3"])
 }
 
@@ -65,7 +75,7 @@ fn intel() -> Lab {
 
 #[test]
 fn intel_6_1() -> Result<()> {
-    tell(intel(), &["6.1/restart", "6.1/oracle-2", "6.1/rounds-3", "bare"])
+    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2", "6.1/rounds-3"])
 }
 
 #[test]

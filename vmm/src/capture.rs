@@ -27,16 +27,17 @@ pub struct MachineState {
 impl PausedMachine<'_> {
     /// Reads the machine's state.
     ///
-    /// Order: the vCPUs before the interrupt controllers, because reading a vCPU's MP state works off what is pending for
-    /// it; the devices last, none of which raises an interrupt while the vCPUs stand still.
+    /// Order: the timer chip and the interrupt controllers before the vCPUs, because the timer chip runs on while the vCPUs
+    /// stand still, and an edge of it goes straight into a local APIC: one that was saved already would lose it, whereas a
+    /// restored timer chip at worst repeats it. The devices raise no interrupt meanwhile, so their place doesn't matter.
     ///
     /// # Errors
     /// The failed call.
     pub fn capture(&self) -> Result<MachineState, Ioctl> {
         let machine = self.machine();
         let now = HostTsc::default();
-        let vcpus = self.vcpus().map(|vcpu| vcpu.save(&now)).collect::<Result<_, _>>()?;
         let vm = vm_state::save(&machine.vm)?;
+        let vcpus = self.vcpus().map(|vcpu| vcpu.save(&now)).collect::<Result<_, _>>()?;
         Ok(MachineState { shape: machine.shape.clone(), vm, vcpus, board: machine.board.save() })
     }
 }

@@ -17,6 +17,11 @@ const VMX: u32 = 1 << 5;
 const SVM: u32 = 1 << 2;
 const MONITOR: u32 = 1 << 3;
 const HTT: u32 = 1 << 28;
+/// KVM's paravirtual features (Documentation/virt/kvm/x86/cpuid.rst).
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// Spinlocks that halt until they are kicked. KVM keeps a kick that comes just before the halt in a latch that it doesn't
+/// tell of, so a restored vCPU could sleep for ever.
+const PV_UNHALT: u32 = 1 << 7;
 /// Its stack pointer is no MSR: KVM tells it as a register of its own only (KVM_REG_GUEST_SSP, Linux 6.18).
 const SHADOW_STACK: u32 = 1 << 7;
 
@@ -148,6 +153,7 @@ fn adjust(entry: &mut Entry, index: u32, count: u32) {
             let sharing = if entry.eax >> 5 & 7 >= 3 { count - 1 } else { 0 };
             entry.eax = entry.eax & 0x3fff | (count - 1) << 26 | sharing << 14;
         }
+        KVM_FEATURES => entry.eax &= !PV_UNHALT,
         7 if entry.index == 0 => entry.ecx &= !SHADOW_STACK,
         0x8000_0001 => entry.ecx &= !SVM,
         // AMD: number of threads in the package, and bits of the APIC id that number them.

@@ -7,6 +7,7 @@ use crate::fault;
 use crate::vcpu::Vcpu;
 use devices::{Bus, Request};
 use kvm_ioctls::VcpuExit;
+use std::slice;
 use std::sync::Arc;
 
 /// The two address spaces that a guest reaches devices through.
@@ -39,24 +40,22 @@ pub enum Step {
     Stop(Stop),
 }
 
-/// A port access as KVM hands it over: possibly many elements of `size` bytes, for a string instruction.
-struct PortData {
-    port: u16,
-    write: bool,
-    bytes: *mut u8,
-    len: usize,
-}
-
 /// Runs the guest until its next exit, and answers it.
 pub fn step(vcpu: &mut Vcpu, buses: &Buses) -> Step {
     match vcpu.fd.run() {
         Ok(VcpuExit::IoOut(port, data)) => {
-            let access = PortData { port, write: true, bytes: data.as_ptr().cast_mut(), len: data.len() };
-            port_access(vcpu, access, &buses.ports)
+            let (data, len) = (data.as_ptr(), data.len());
+            // SAFETY: the slice is in the vCPU's mapped kvm_run, which stays as it is until this thread's next KVM_RUN.
+            let data = unsafe { slice::from_raw_parts(data, len) };
+            write_port(&buses.ports, port, data, element_size(vcpu))
         }
         Ok(VcpuExit::IoIn(port, data)) => {
-            let access = PortData { port, write: false, bytes: data.as_mut_ptr(), len: data.len() };
-            port_access(vcpu, access, &buses.ports)
+            let (data, len) = (data.as_mut_ptr(), data.len());
+            let size = element_size(vcpu);
+            // SAFETY: as above, and nobody else has a reference into it.
+            let data = unsafe { slice::from_raw_parts_mut(data, len) };
+            data.chunks_mut(size).for_each(|element| buses.ports.read(u64::from(port), element));
+            Step::Continue
         }
         Ok(VcpuExit::MmioRead(address, data)) => {
             buses.memory.read(address, data);
@@ -80,22 +79,15 @@ fn failed_run(errno: i32) -> Step {
     }
 }
 
-/// Each element of a string instruction is an access of its own. After a request the rest is dropped: the machine ends.
-fn port_access(vcpu: &mut Vcpu, access: PortData, ports: &Bus) -> Step {
+/// Bytes of one element of the last port access. A string instruction has many, each an access of its own.
+fn element_size(vcpu: &mut Vcpu) -> usize {
     // SAFETY: the last exit was KVM_EXIT_IO, so `io` is the field of the union that the kernel filled.
-    let size = usize::from(unsafe { vcpu.fd.get_kvm_run().__bindgen_anon_1.io.size }).max(1);
-    // SAFETY: pointer and length are those of the slice in the vCPU's mapped kvm_run, which nothing else uses until the
-    // next KVM_RUN of this same thread.
-    let data = unsafe { std::slice::from_raw_parts_mut(access.bytes, access.len) };
-    let address = u64::from(access.port);
-    for element in data.chunks_mut(size) {
-        if !access.write {
-            ports.read(address, element);
-        } else if let Some(request) = ports.write(address, element) {
-            return Step::Stop(Stop::Guest(request));
-        }
-    }
-    Step::Continue
+    usize::from(unsafe { vcpu.fd.get_kvm_run().__bindgen_anon_1.io.size }).max(1)
+}
+
+/// After a request the rest is dropped: the machine ends.
+fn write_port(ports: &Bus, port: u16, data: &[u8], size: usize) -> Step {
+    requested(data.chunks(size).find_map(|element| ports.write(u64::from(port), element)))
 }
 
 fn requested(request: Option<Request>) -> Step {

@@ -1,7 +1,7 @@
 //! Save: a paused machine becomes a snapshot file.
 //!
 //! In: a [`PausedMachine`], a path. Out: the file, whole under its name or not there at all. Holds: what a host must
-//! offer is derived from the state itself, so it can't be forgotten; each device is a section of its own.
+//! offer is read off the state itself; a person reads it in the manifest, and a restore holds the state against the host.
 
 use crate::capture::MachineState;
 use crate::kvm::Ioctl;

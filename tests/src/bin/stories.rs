@@ -10,6 +10,9 @@ use std::time::Instant;
 use vmm_tests::guests::{Guest, LINUX};
 use vmm_tests::stories;
 
+/// What makes a Linux kernel panic.
+const PANIC: &str = "echo c > /proc/sysrq-trigger";
+
 type Story = Box<dyn Fn(&Path) -> Result<()>>;
 
 fn main() -> ExitCode {
@@ -47,14 +50,11 @@ fn all() -> Vec<(String, Story)> {
         let mut add = |name: &str, story: Story| stories.push((format!("{version}/{name}"), story));
         let linux = move |run: &str| Guest::linux(version, run);
         add("restart", Box::new(move |dir| stories::same_boot(&linux(stories::TELL_BOOT_ID), dir)));
-        add("bzimage", Box::new(move |_| stories::ends_with(&linux("poweroff -f").image("vmlinuz"), 0)));
-        add("linux-entry", Box::new(move |_| stories::ends_with(&linux("vmm-exit 42").entry("linux"), 42)));
-        add("reboot", Box::new(move |_| stories::ends_with(&linux("reboot -f"), 4)));
-        add("panic", Box::new(move |_| stories::ends_with(&linux("echo c > /proc/sysrq-trigger"), 3)));
-        add(
-            "panic-without-driver",
-            Box::new(move |_| stories::ends_with(&linux("").cmdline("init=/nothing"), 3)),
-        );
+        add("poweroff", Box::new(move |_| stories::ends_with(&linux("poweroff -f"), 0)));
+        add("reboot", Box::new(move |_| stories::ends_with(&linux("reboot -f").image("vmlinuz"), 4)));
+        add("panic", Box::new(move |_| stories::ends_with(&linux(PANIC).image("vmlinuz"), 3)));
+        add("panic-without-driver", Box::new(move |_| stories::ends_with(&without_init(version), 3)));
+        add("exit-port", Box::new(move |_| stories::ends_with(&linux("vmm-exit 42").entry("linux"), 42)));
         add("typing", Box::new(move |_| stories::types_and_is_answered(&linux(""))));
         for cpus in [1, 2, 4] {
             let name = format!("oracle-{cpus}");
@@ -73,6 +73,11 @@ fn all() -> Vec<(String, Story)> {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
     stories
+}
+
+/// A kernel that finds no init panics before any module is loaded.
+fn without_init(version: &str) -> Guest {
+    Guest::linux(version, "").image("vmlinuz").cmdline("rdinit=/nothing init=/nothing")
 }
 
 /// Our own guests, on a KVM that runs Linux.

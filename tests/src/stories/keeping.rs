@@ -94,6 +94,9 @@ pub fn rounds(guest: &Guest, count: u32, dir: &Path) -> Result<()> {
         ensure!(next > beat, "{}: in round {round} {next} follows {beat}", guest.name);
         beat = next;
         vm.snapshot_and_stop(&files[round % 2]).with_context(|| format!("round {round}"))?;
+        if round % 10 == 0 {
+            println!("{}: {round} of {count} rounds, at {beat}", guest.name);
+        }
     }
     Ok(())
 }
