@@ -22,6 +22,8 @@ pub struct Guest {
     entry: &'static str,
     /// What stands before the number that goes up for as long as the guest lives.
     pub pulse: &'static str,
+    /// What the guest says when it has looked for losses and found none.
+    pub proof: &'static str,
 }
 
 impl Guest {
@@ -47,6 +49,7 @@ impl Guest {
             cpus: 1,
             entry: "auto",
             pulse,
+            proof: pulse,
         })
     }
 
@@ -63,6 +66,7 @@ impl Guest {
             cpus: 1,
             entry: "auto",
             pulse: "tick ",
+            proof: "tick ",
         }
     }
 
@@ -102,9 +106,15 @@ impl Guest {
         self
     }
 
-    /// With another sign of life.
+    /// With another sign of life, which is a proof as well.
     pub fn pulse(mut self, pulse: &'static str) -> Self {
-        self.pulse = pulse;
+        (self.pulse, self.proof) = (pulse, pulse);
+        self
+    }
+
+    /// With another proof.
+    pub fn proof(mut self, proof: &'static str) -> Self {
+        self.proof = proof;
         self
     }
 

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use vmm::capture::MachineState;
+use vmm::cpuid;
 use vmm::load;
 use vmm::vcpu_state::VcpuState;
 
@@ -21,6 +22,10 @@ const LAPIC_TIMER_COUNT: std::ops::Range<usize> = 0x390..0x394;
 const RUNNING_MSRS: [u32; 3] = [0x10, 0xe7, 0xe8];
 /// Addresses of kvmclock's wall clock: a write is a command, so a restore leaves them out and a capture reads zero.
 const WALL_CLOCK_MSRS: [u32; 2] = [0x11, 0x4b56_4d00];
+
+/// SYSENTER_ESP and SYSENTER_EIP have 32 bits on AMD, where long mode has no `sysenter`: kvm_amd takes no more of them,
+/// though it may tell more.
+const AMD_SYSENTER_MSRS: [u32; 2] = [0x175, 0x176];
 
 /// Compares the machine in `before` with the one in `after`.
 ///
@@ -54,10 +59,13 @@ fn time_goes_on(old: &MachineState, new: &MachineState) -> Result<()> {
 /// Takes out what moves.
 fn still(state: &mut MachineState) {
     state.vm.clock = Default::default();
+    let amd = cpuid::vendor(&state.vcpus[0].cpuid) == "AuthenticAMD";
     state.vm.pit.channels.iter_mut().for_each(|channel| channel.count_load_time = 0);
     for vcpu in &mut state.vcpus {
         vcpu.tsc = 0;
         vcpu.lapic.regs[LAPIC_TIMER_COUNT].fill(0);
+        let halved = vcpu.msrs.saved.iter_mut().filter(|(index, _)| amd && AMD_SYSENTER_MSRS.contains(index));
+        halved.for_each(|(_, value)| *value &= u64::from(u32::MAX));
         vcpu.msrs
             .saved
             .retain(|(index, _)| !RUNNING_MSRS.contains(index) && !WALL_CLOCK_MSRS.contains(index));

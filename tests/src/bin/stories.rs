@@ -65,7 +65,7 @@ fn all() -> Vec<(String, Story)> {
             Box::new(move |dir| stories::second_process(&linux("").cpus(2).memory("6G"), dir).map(drop)),
         );
         for count in [3, 100] {
-            let witness = move || linux("witness").cpus(2).pulse("witness round=");
+            let witness = move || linux("witness").cpus(2).proof("witness round=");
             add(&format!("rounds-{count}"), Box::new(move |dir| stories::rounds(&witness(), count, dir)));
         }
     }

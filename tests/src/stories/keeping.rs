@@ -78,14 +78,15 @@ pub fn capture_again(guest: &Guest, dir: &Path) -> Result<()> {
     oracle::same_machine(&first, &second).with_context(|| guest.name.clone())
 }
 
-/// Many rounds of restore and snapshot. Each lets the guest live for one more beat at least, and the guest itself looks
-/// for what was lost.
+/// Many rounds of restore and snapshot. Each lets the guest live for one more beat at least, and cuts it off wherever it is;
+/// the guest itself looks for what was lost, and at last is let to look at everything twice.
 ///
 /// # Errors
 /// The guest finds something lost, or its number doesn't go up by one each time.
 pub fn rounds(guest: &Guest, count: u32, dir: &Path) -> Result<()> {
     let files = [dir.join("even"), dir.join("odd")];
     let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for(guest.proof)?;
     let mut beat = guest.beat(&vm.wait_for(guest.pulse)?)?;
     vm.snapshot_and_stop(&files[0])?;
     for round in 1..=count as usize {
@@ -98,5 +99,6 @@ pub fn rounds(guest: &Guest, count: u32, dir: &Path) -> Result<()> {
             println!("{}: {round} of {count} rounds, at {beat}", guest.name);
         }
     }
-    Ok(())
+    let mut vm = TestVm::restore(&files[count as usize % 2])?;
+    (0..2).try_for_each(|_| vm.wait_for(guest.proof).map(drop))
 }
