@@ -38,7 +38,11 @@ impl Guest {
             .with_context(|| format!("no bare-metal guest is called {name}"))?;
         let kernel = dir.join(name);
         std::fs::write(&kernel, bytes).with_context(|| format!("cannot write {}", kernel.display()))?;
-        let pulse = if name == "counter" { "tick " } else { "round=" };
+        let pulse = match name {
+            "counter" => "tick ",
+            "dirty" => "written=",
+            _ => "round=",
+        };
         let (name, cmdline) = (name.to_owned(), String::new());
         Ok(Self {
             name,

@@ -18,8 +18,8 @@ use vmm::vcpu_state::VcpuState;
 const CHUNK: usize = snapshot::CHUNK_SIZE as usize;
 /// The LAPIC timer's current count, which KVM derives from the time left: register 0x390 of the page.
 const LAPIC_TIMER_COUNT: std::ops::Range<usize> = 0x390..0x394;
-/// MSRs that run by themselves: TSC, and what KVM derives from the time (MPERF, APERF, the reference counters).
-const RUNNING_MSRS: [u32; 3] = [0x10, 0xe7, 0xe8];
+/// MSRs that run by themselves: TSC, MPERF and APERF, Hyper-V's VP run time and time reference count.
+const RUNNING_MSRS: [u32; 5] = [0x10, 0xe7, 0xe8, 0x4000_0010, 0x4000_0020];
 /// Addresses of kvmclock's wall clock: a write is a command, so a restore leaves them out and a capture reads zero.
 const WALL_CLOCK_MSRS: [u32; 2] = [0x11, 0x4b56_4d00];
 

@@ -48,7 +48,7 @@ fn timers_survive_100_rounds() -> Result<()> {
 #[test]
 fn patterned_memory_survives_100_rounds() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    stories::rounds(&guest("dirty", &dir).cmdline("size=64 lines=20").pulse("written="), 100, dir.path())
+    stories::rounds(&guest("dirty", &dir).cmdline("size=64 lines=20"), 100, dir.path())
 }
 
 #[test]

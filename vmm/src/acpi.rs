@@ -105,7 +105,7 @@ fn fadt(dsdt: u64) -> FADT {
     fadt.iapc_boot_arch = (BOOT_NO_VGA | BOOT_NO_CMOS_RTC).into();
     fadt.sleep_control_reg = register(0);
     fadt.sleep_status_reg = register(1);
-    fadt.reset_reg = register(2);
+    fadt.reset_reg = register(u64::from(layout::ACPI_PM_RESET));
     fadt.reset_value = devices::RESET_VALUE;
     fadt.finalize()
 }

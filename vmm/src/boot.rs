@@ -126,6 +126,7 @@ pub fn load(mem: &GuestMemoryMmap, source: &BootSource, memory: u64, acpi: &[u8]
     let cmdline_max = kernel.header.map_or(u32::MAX, |header| header.cmdline_size);
     let cmdline_len = write_cmdline(mem, &source.cmdline, cmdline_max)?;
     let rsdp = write_acpi(mem, acpi)?;
+    write_reset_vector(mem)?;
     let handover = Handover { cmdline_len, initrd, rsdp, map: memory_map(memory) };
     match kernel.protocol {
         Protocol::Linux64 => linux64::write(mem, kernel.header, &handover)?,
@@ -168,12 +169,21 @@ fn write_cmdline(mem: &GuestMemoryMmap, cmdline: &str, kernel_max: u32) -> Resul
 
 /// Writes the ACPI tables and returns the RSDP's address, or 0 if there are none.
 fn write_acpi(mem: &GuestMemoryMmap, acpi: &[u8]) -> Result<u64, BootError> {
-    let (len, max) = (acpi.len(), layout::ACPI_TABLES_END - layout::ACPI_TABLES);
+    let (len, max) = (acpi.len(), layout::RESET_VECTOR - layout::ACPI_TABLES);
     if len as u64 > max {
         return Err(BootError::AcpiTooLarge { len, max });
     }
     write(mem, "the ACPI tables", layout::ACPI_TABLES, acpi)?;
     Ok(if acpi.is_empty() { 0 } else { layout::ACPI_TABLES })
+}
+
+/// What a firmware has at the reset vector: the way to a reset. Linux takes it where ACPI is hardware-reduced, since it
+/// trusts nothing but EFI to reset such a machine (`efi_reboot_required`), and falls back to the BIOS without EFI.
+fn write_reset_vector(mem: &GuestMemoryMmap) -> Result<(), BootError> {
+    let [low, high] = (layout::ACPI_PM + layout::ACPI_PM_RESET).to_le_bytes();
+    // mov dx, the reset register · mov al, value · out dx, al · hlt · jmp to the hlt
+    let code = [0xba, low, high, 0xb0, devices::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd];
+    write(mem, "the reset vector", layout::RESET_VECTOR, &code)
 }
 
 fn write(mem: &GuestMemoryMmap, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {

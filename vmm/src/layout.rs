@@ -13,6 +13,7 @@
 //!     2_0000 │ kernel command line      │
 //!     9_fc00 ├──────────────────────────┤ end of low RAM in e820
 //!     e_0000 │ ACPI tables              │ reserved in e820
+//!     f_fff0 │ reset vector             │
 //!    10_0000 ├──────────────────────────┤
 //!            │ kernel … … initrd        │
 //!  c000_0000 ├──────────────────────────┤ 3 GiB: RAM stops here
@@ -44,7 +45,9 @@ pub const CMDLINE_MAX: u64 = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The RSDP, followed by the other ACPI tables; firmware is searched for it here.
 pub const ACPI_TABLES: u64 = 0xe_0000;
-/// One past the last byte that ACPI tables may take.
+/// Where a processor starts after reset, in real mode at F000:FFF0, and where a kernel that restarts through the BIOS jumps.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
+/// One past the last byte of the area that ACPI tables and the reset vector take.
 pub const ACPI_TABLES_END: u64 = 0x10_0000;
 /// Where a kernel is loaded, unless it says otherwise.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
@@ -83,6 +86,8 @@ pub const PANIC_PORT: u16 = 0x505;
 pub const ACPI_PM: u16 = 0x600;
 /// Number of those registers.
 pub const ACPI_PM_LEN: u16 = 3;
+/// The reset register's offset among them.
+pub const ACPI_PM_RESET: u16 = 2;
 
 /// Fewest and most vCPUs of a machine.
 pub const VCPUS: std::ops::RangeInclusive<u32> = 1..=16;
@@ -94,6 +99,7 @@ const _: () = {
     assert!(PAGE_TABLES + PAGE_TABLES_SIZE <= CMDLINE);
     assert!(CMDLINE + CMDLINE_MAX <= LOW_RAM_END);
     assert!(LOW_RAM_END <= ACPI_TABLES && ACPI_TABLES_END <= HIGH_RAM_START);
+    assert!(ACPI_TABLES < RESET_VECTOR && RESET_VECTOR + 16 == ACPI_TABLES_END);
     assert!(MMIO_HOLE_START <= VIRTIO_MMIO && VIRTIO_MMIO < IOAPIC);
     assert!(IOAPIC + PAGE_SIZE <= LOCAL_APIC && LOCAL_APIC + PAGE_SIZE <= KVM_IDENTITY_MAP);
     assert!(KVM_IDENTITY_MAP + PAGE_SIZE <= KVM_TSS && KVM_TSS + 3 * PAGE_SIZE <= MMIO_HOLE_END);

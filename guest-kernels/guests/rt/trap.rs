@@ -22,6 +22,8 @@ const HAS_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 3 << 29;
 const APIC_EOI: u32 = 0xfee0_00b0;
 const TSC_DEADLINE: u32 = 0x6e0;
 const HLT: u8 = 0xf4;
+const IN_BYTE: u8 = 0xec;
+const OUT_BYTE: u8 = 0xee;
 const WRMSR: u16 = u16::from_le_bytes([0x0f, 0x30]);
 const RDMSR: u16 = u16::from_le_bytes([0x0f, 0x32]);
 
@@ -82,7 +84,8 @@ global_asm!(
     "pop rbx",
     "pop rax",
     "iretq",
-    // From ring 3, HLT, WRMSR and RDMSR are executed here. RBX: the instruction's address.
+    // From ring 3, HLT, WRMSR and RDMSR are executed here, and IN and OUT of a byte where the processor does not honour the
+    // TSS's I/O bitmap (QEMU's, for a guest of SVM). RBX: the instruction's address.
     "rt_general_protection:",
     "push rbx",
     "mov rbx, [rsp + 16]",
@@ -90,6 +93,10 @@ global_asm!(
     "jz 6f",
     "cmp byte ptr [rbx], {hlt}",
     "je 3f",
+    "cmp byte ptr [rbx], {in_byte}",
+    "je 7f",
+    "cmp byte ptr [rbx], {out_byte}",
+    "je 8f",
     "cmp word ptr [rbx], {wrmsr}",
     "je 4f",
     "cmp word ptr [rbx], {rdmsr}",
@@ -106,6 +113,11 @@ global_asm!(
     "pop rbx",
     "add rsp, 8",
     "iretq",
+    "7: in al, dx",
+    "jmp 9f",
+    "8: out dx, al",
+    "9: dec qword ptr [rsp + 16]",
+    "jmp 5b",
     "6: pop rbx",
     "push {general_protection}",
     // The frame is changed so that ring 3 goes on in the report, on its own stack.
@@ -129,6 +141,8 @@ global_asm!(
     timer = const TIMER,
     general_protection = const GENERAL_PROTECTION,
     hlt = const HLT,
+    in_byte = const IN_BYTE,
+    out_byte = const OUT_BYTE,
     wrmsr = const WRMSR,
     rdmsr = const RDMSR,
     spurious = const SPURIOUS,

@@ -19,6 +19,11 @@ fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let chosen: Vec<_> =
         all().into_iter().filter(|(name, _)| wanted.iter().any(|w| is_in(name, w))).collect();
+    let unknown = |wanted: &&String| !chosen.iter().any(|(name, _)| is_in(name, wanted));
+    if let Some(unknown) = wanted.iter().find(unknown) {
+        println!("no story is called {unknown}");
+        return ExitCode::from(2);
+    }
     if chosen.is_empty() {
         all().iter().for_each(|(name, _)| println!("{name}"));
         return ExitCode::from(2);
