@@ -55,13 +55,13 @@ fn amd_7_2() -> Result<()> {
 
 #[test]
 fn amd_100_rounds() -> Result<()> {
-    tell(amd(), &["6.12/rounds-100"])
+    tell(amd(), &["6.12/rounds-100-cpus-1"])
 }
 
 #[test]
 fn amd_our_own_guests_and_older_and_newer_hosts() -> Result<()> {
     tell(amd().host("6.1"), &["bare"])?;
-    tell(amd().host("7.2"), &["7.2/rounds-3"])
+    tell(amd().host("7.2"), &["7.2/rounds-3-cpus-2"])
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn intel() -> Lab {
 
 #[test]
 fn intel_6_1() -> Result<()> {
-    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2", "6.1/rounds-3"])
+    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2", "6.1/rounds-3-cpus-2"])
 }
 
 #[test]

@@ -69,9 +69,12 @@ fn all() -> Vec<(String, Story)> {
             "above-4g",
             Box::new(move |dir| stories::second_process(&linux("").cpus(2).memory("6G"), dir).map(drop)),
         );
-        for count in [3, 100] {
-            let witness = move || linux("witness").cpus(2).proof("witness round=");
-            add(&format!("rounds-{count}"), Box::new(move |dir| stories::rounds(&witness(), count, dir)));
+        for (cpus, count) in [(1, 100), (2, 3), (2, 100)] {
+            let witness = move || linux("witness").cpus(cpus).proof("witness round=");
+            add(
+                &format!("rounds-{count}-cpus-{cpus}"),
+                Box::new(move |dir| stories::rounds(&witness(), count, dir)),
+            );
         }
     }
     for name in ["counter", "registers", "timer", "dirty", "smp"] {
