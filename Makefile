@@ -2,6 +2,7 @@
 #
 #   make demo                    stock kernels are booted, kept in a file, and go on in another process
 #   make test                    every test: this machine's KVM with our own guests, the lab with Linux
+#   make torture                 the long tests: 100 rounds of restore and snapshot in the lab
 #   make check                   format, lints, documentation, unit tests
 #   make bench                   restore beside boot, on this machine's KVM
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
@@ -14,7 +15,7 @@
 # make itself ends with status 2 when a target fails, and says which status it was. A script that needs the status calls
 # what `make lab` calls: cargo run -q --release -p vmm-tests --bin lab -- 'shell command'
 
-.PHONY: help setup demo test unit bench lab check
+.PHONY: help setup demo test torture unit bench lab check
 .SILENT:
 
 # The command reaches the lab as it was typed: make must not expand its dollar signs.
@@ -34,6 +35,13 @@ lab: setup
 demo: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins
 	cargo run -q --release -p vmm-tests --bin demo
+
+# 100 rounds of restore and snapshot in the lab, with one vCPU and with two.
+torture: setup
+	cargo build --release -p vmm -p vmm-tests --bins
+	mkdir -p target/torture
+	cp target/x86_64-unknown-linux-gnu/release/stories target/torture/
+	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.12/rounds-100-cpus-1 6.12/rounds-100-cpus-2'
 
 bench: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins

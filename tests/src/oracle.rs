@@ -64,6 +64,9 @@ fn still(state: &mut MachineState) {
     for vcpu in &mut state.vcpus {
         vcpu.tsc = 0;
         vcpu.lapic.regs[LAPIC_TIMER_COUNT].fill(0);
+        // An unusable segment's type means nothing; kvm_intel marks it as accessed.
+        let unusable = vcpu.sregs.segments.iter_mut().filter(|segment| segment.unusable != 0);
+        unusable.for_each(|segment| segment.type_ = 0);
         let halved = vcpu.msrs.saved.iter_mut().filter(|(index, _)| amd && AMD_SYSENTER_MSRS.contains(index));
         halved.for_each(|(_, value)| *value &= u64::from(u32::MAX));
         vcpu.msrs

@@ -69,7 +69,7 @@ fn all() -> Vec<(String, Story)> {
             "above-4g",
             Box::new(move |dir| stories::second_process(&linux("").cpus(2).memory("6G"), dir).map(drop)),
         );
-        for (cpus, count) in [(1, 100), (2, 3), (2, 100)] {
+        for (cpus, count) in [(1, 20), (1, 100), (2, 3), (2, 100)] {
             let witness = move || linux("witness").cpus(cpus).proof("witness round=");
             add(
                 &format!("rounds-{count}-cpus-{cpus}"),
