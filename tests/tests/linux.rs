@@ -60,14 +60,13 @@ fn amd_20_rounds() -> Result<()> {
 }
 
 #[test]
-fn amd_our_own_guests_and_older_and_newer_hosts() -> Result<()> {
-    tell(amd().host("6.1"), &["bare"])?;
-    tell(amd().host("7.2"), &["7.2/rounds-3-cpus-2"])
+fn amd_our_own_guests_on_an_older_host() -> Result<()> {
+    tell(amd().host("6.1"), &["bare"])
 }
 
 #[test]
 fn amd_shadow_paging() -> Result<()> {
-    tell(amd().kvm_args("npt=0"), &["6.12/restart"])
+    tell(amd().kvm_args("npt=0"), &["bare"])
 }
 
 fn intel() -> Lab {
@@ -76,12 +75,7 @@ fn intel() -> Lab {
 
 #[test]
 fn intel_6_1() -> Result<()> {
-    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2", "6.1/rounds-3-cpus-2"])
-}
-
-#[test]
-fn intel_6_12_and_7_2() -> Result<()> {
-    tell(intel(), &["6.12/restart", "7.2/restart"])
+    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2"])
 }
 
 #[test]
