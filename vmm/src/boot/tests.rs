@@ -93,9 +93,18 @@ fn command_lines_that_do_not_fit_are_refused() {
 #[test]
 fn acpi_tables_that_do_not_fit_are_refused() {
     let (mem, files) = (ram(MEMORY), files(&bzimage()));
-    let refusal = load(&mem, &source(&files, ""), MEMORY, &vec![1; 0x2_0001]).unwrap_err().to_string();
-    assert_eq!(refusal, "the ACPI tables have 131073 bytes; at most 131072 fit");
-    assert!(load(&mem, &source(&files, ""), MEMORY, &vec![1; 0x2_0000]).is_ok());
+    let refusal = load(&mem, &source(&files, ""), MEMORY, &vec![1; 0x1_fff1]).unwrap_err().to_string();
+    assert_eq!(refusal, "the ACPI tables have 131057 bytes; at most 131056 fit");
+    assert!(load(&mem, &source(&files, ""), MEMORY, &vec![1; 0x1_fff0]).is_ok());
+}
+
+#[test]
+fn the_reset_vector_writes_the_reset_register() {
+    let (mem, files) = (ram(MEMORY), files(&bzimage()));
+    load(&mem, &source(&files, ""), MEMORY, &[]).unwrap();
+    let mut code = [0; 9];
+    mem.read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
+    assert_eq!(code, [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd]);
 }
 
 #[test]
