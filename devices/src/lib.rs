@@ -11,6 +11,7 @@ mod exit;
 mod i8042;
 mod panic;
 mod serial;
+pub mod virtio;
 
 pub use acpi_pm::{AcpiPm, RESET_VALUE, SLEEP_TYPE_S5};
 pub use bus::{Bus, BusError, lock};
@@ -48,8 +49,8 @@ pub trait BusDevice: Send {
 
 /// An interrupt line, as a device sees it.
 pub trait Interrupt: Send {
-    /// Raises the line's edge once. When this returns, the edge is part of the interrupt controller's state, so that
-    /// whoever saves the controller after the devices have gone quiet loses none, and a restored device repeats none.
+    /// Raises the line's edge once. Whether the edge is part of the interrupt controller's state when this returns, or on its
+    /// way there, is the line's to say: a device whose line may be slow repeats after a restore what was not acknowledged.
     ///
     /// # Errors
     /// What the host said when it would not take the interrupt.
