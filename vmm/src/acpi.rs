@@ -1,10 +1,10 @@
 //! The ACPI tables that a guest finds.
 //!
-//! In: the number of vCPUs. Out: the bytes to put at [`RSDP`]. Holds: every address in them is the layout's, every value
+//! In: the numbers of vCPUs and of virtio devices. Out: the bytes to put at [`RSDP`]. Holds: every address in them is the layout's, every value
 //! that a device compares is the device's own, and the whole fits below [`layout::ACPI_TABLES_END`].
 //!
 //! ```text
-//! RSDP ──► XSDT ──┬──► FADT ──► DSDT   COM1, the panic device, \_S5
+//! RSDP ──► XSDT ──┬──► FADT ──► DSDT   COM1, the panic device, virtio devices, \_S5
 //!                 └──► MADT            a local APIC per vCPU, the I/O APIC, NMI on LINT1
 //! ```
 //!
@@ -53,10 +53,11 @@ const BOOT_NO_VGA: u16 = 1 << 2;
 /// FADT, IA-PC boot architecture: no CMOS RTC; the wall clock is kvmclock's.
 const BOOT_NO_CMOS_RTC: u16 = 1 << 5;
 
-/// The tables for a machine with `vcpus` processors, a number within [`layout::VCPUS`]. They go to [`RSDP`].
-pub fn tables(vcpus: u32) -> Vec<u8> {
+/// The tables for a machine with `vcpus` processors, a number within [`layout::VCPUS`], and `virtio` devices, at most
+/// [`layout::VIRTIO_SLOTS`]. They go to [`RSDP`].
+pub fn tables(vcpus: u32, virtio: usize) -> Vec<u8> {
     let mut memory = Tables::default();
-    let dsdt = memory.add(&dsdt());
+    let dsdt = memory.add(&dsdt(virtio));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(memory.add(&fadt(dsdt)));
     xsdt.add_entry(memory.add(&madt(vcpus)));
@@ -127,9 +128,9 @@ fn madt(vcpus: u32) -> Sdt {
 const LINT1_NMI: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 
 /// The devices and the soft-off state.
-fn dsdt() -> Sdt {
+fn dsdt(virtio: usize) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for object in [soft_off(), com1(), panic_device()] {
+    for object in [soft_off(), com1(), panic_device()].into_iter().chain((0..virtio).map(virtio_device)) {
         dsdt.append_slice(&object);
     }
     dsdt
@@ -153,6 +154,18 @@ fn com1() -> Vec<u8> {
 fn panic_device() -> Vec<u8> {
     let ports = io(layout::PANIC_PORT, 1);
     device("\\_SB_.PEVT", &"QEMU0001", &aml::ResourceTemplate::new(vec![&ports]))
+}
+
+/// A virtio-mmio window, by the id that Linux's `virtio_mmio` driver knows. DMA is coherent, as all of x86's is.
+fn virtio_device(slot: usize) -> Vec<u8> {
+    let window =
+        aml::Memory32Fixed::new(true, layout::virtio_window(slot) as u32, layout::VIRTIO_MMIO_SIZE as u32);
+    let line = aml::Interrupt::new(true, true, false, false, layout::virtio_gsi(slot));
+    let hid = aml::Name::new(Path::new("_HID"), &"LNRO0005");
+    let uid = aml::Name::new(Path::new("_UID"), &(slot as u8));
+    let coherent = aml::Name::new(Path::new("_CCA"), &aml::ONE);
+    let crs = aml::Name::new(Path::new("_CRS"), &aml::ResourceTemplate::new(vec![&window, &line]));
+    bytes(&aml::Device::new(Path::new(&format!("\\_SB_.VR{slot:02}")), vec![&hid, &uid, &coherent, &crs]))
 }
 
 fn device(path: &str, id: &dyn Aml, resources: &dyn Aml) -> Vec<u8> {

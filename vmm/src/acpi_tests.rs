@@ -9,7 +9,7 @@ struct Guest(Vec<u8>);
 
 impl Guest {
     fn new(vcpus: u32) -> Self {
-        Self(tables(vcpus))
+        Self(tables(vcpus, 2))
     }
 
     fn at(&self, address: u64, len: usize) -> &[u8] {
@@ -88,7 +88,7 @@ fn the_xsdt_lists_fadt_and_madt() {
 
 #[test]
 fn the_largest_machine_fits() {
-    let end = layout::ACPI_TABLES + tables(*layout::VCPUS.end()).len() as u64;
+    let end = layout::ACPI_TABLES + tables(*layout::VCPUS.end(), layout::VIRTIO_SLOTS).len() as u64;
     assert!(end <= layout::ACPI_TABLES_END, "{end:#x}");
 }
 
@@ -162,4 +162,16 @@ fn the_dsdt_has_com1_and_the_panic_device_where_the_layout_has_them() {
         "consumer, edge, active high, exclusive, line 4"
     );
     assert!(has(dsdt, b"QEMU0001\0") && has(dsdt, &[0x47, 1, 5, 5, 5, 5, 1, 1]));
+}
+
+#[test]
+fn the_dsdt_has_each_virtio_window_with_its_line() {
+    let guest = Guest::new(1);
+    let dsdt = guest.dsdt();
+    for (name, base, line) in [(b"VR00", 0xd000_0000u32, 16u32), (b"VR01", 0xd000_1000, 17)] {
+        let window = [&[0x86, 9, 0, 1][..], &base.to_le_bytes(), &0x1000u32.to_le_bytes()].concat();
+        let line = [&[0x89, 6, 0, 0b0011, 1][..], &line.to_le_bytes()].concat();
+        assert!(has(dsdt, name) && has(dsdt, &window) && has(dsdt, &line), "{}", name.escape_ascii());
+    }
+    assert!(has(dsdt, b"LNRO0005\0") && !has(dsdt, b"VR02"));
 }

@@ -6,6 +6,7 @@
 use crate::layout;
 use crate::panic_watch::PanicWatch;
 use crate::run_loop::Buses;
+use crate::virtio::{SlotState, Virtio, VirtioError, VirtioHost};
 use devices::{
     AcpiPm, Bus, BusDevice, BusError, ExitPort, I8042, Interrupt, PanicDevice, Persist, Serial, SerialHost,
     lock,
@@ -14,6 +15,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, TryLockError};
+use vm_memory::GuestMemoryMmap;
 
 /// The state of every device.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ pub struct BoardState {
     pub panic: <PanicDevice as Persist>::State,
     /// The exit port.
     pub exit: <ExitPort as Persist>::State,
+    /// The virtio devices, in the order of their windows.
+    pub virtio: Vec<SlotState>,
 }
 
 /// Why a board could not be built.
@@ -41,6 +45,9 @@ pub enum BoardError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A virtio device.
+    #[error(transparent)]
+    Virtio(#[from] VirtioError),
     /// Two devices at one address: a mistake in the layout.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -50,6 +57,8 @@ pub enum BoardError {
 pub struct BoardHost {
     /// Takes the interrupts.
     pub vm: Arc<VmFd>,
+    /// Guest RAM.
+    pub memory: GuestMemoryMmap,
     /// Takes the console's output.
     pub console: Box<dyn Write + Send>,
     /// Called when the guest has read all its input.
@@ -62,6 +71,7 @@ pub struct Board {
     i8042: Arc<Mutex<I8042>>,
     panic: Arc<Mutex<PanicDevice>>,
     panicked: PanicWatch,
+    virtio: Virtio,
     buses: Buses,
 }
 
@@ -72,6 +82,9 @@ impl Board {
     /// A state that its device refuses.
     pub fn from_state(state: &BoardState, host: BoardHost) -> Result<Self, BoardError> {
         let panicked = PanicWatch::default();
+        let mut memory = Bus::new();
+        let virtio_host = VirtioHost { vm: &host.vm, memory: &host.memory };
+        let virtio = Virtio::from_state(&state.virtio, &virtio_host, &mut memory)?;
         let serial = device("COM1", &state.serial, serial_host(host, panicked.clone()))?;
         let i8042 = device::<I8042>("i8042", &state.i8042, ())?;
         let panic = device("panic device", &state.panic, ())?;
@@ -86,8 +99,8 @@ impl Board {
         put(layout::PANIC_PORT, 1, panic.clone())?;
         put(layout::ACPI_PM, layout::ACPI_PM_LEN, acpi_pm)?;
         put(layout::EXIT_PORT, 1, exit)?;
-        let buses = Buses { ports: Arc::new(ports), memory: Arc::new(Bus::new()) };
-        Ok(Self { serial, i8042, panic, panicked, buses })
+        let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
+        Ok(Self { serial, i8042, panic, panicked, virtio, buses })
     }
 
     /// Every device's state. No vCPU may be running.
@@ -98,7 +111,23 @@ impl Board {
             panic: lock(&self.panic).save(),
             acpi_pm: (),
             exit: (),
+            virtio: self.virtio.save(),
         }
+    }
+
+    /// Lets the devices work that do so by themselves.
+    pub fn run(&mut self) {
+        self.virtio.run();
+    }
+
+    /// Has them stand still.
+    pub fn pause(&mut self) {
+        self.virtio.pause();
+    }
+
+    /// Finishes what they have under way in the host, as far as a bounded time allows. They and the vCPUs stand still.
+    pub fn drain(&self) {
+        self.virtio.drain();
     }
 
     /// The way to the devices, for a vCPU.

@@ -29,12 +29,15 @@ impl PausedMachine<'_> {
     ///
     /// Order: the timer chip and the interrupt controllers before the vCPUs, because the timer chip runs on while the vCPUs
     /// stand still, and an edge of it goes straight into a local APIC: one that was saved already would lose it, whereas a
-    /// restored timer chip at worst repeats it. The devices raise no interrupt meanwhile, so their place doesn't matter.
+    /// restored timer chip at worst repeats it. The devices finish what they have under way first, since that raises
+    /// interrupts; afterwards they raise none, so the place of their states doesn't matter. An interrupt that is still on its
+    /// way then is repeated by the restored device.
     ///
     /// # Errors
     /// The failed call.
     pub fn capture(&self) -> Result<MachineState, Ioctl> {
         let machine = self.machine();
+        machine.board.drain();
         let now = HostTsc::default();
         let vm = vm_state::save(&machine.vm)?;
         let vcpus = self.vcpus().map(|vcpu| vcpu.save(&now)).collect::<Result<_, _>>()?;

@@ -78,6 +78,9 @@ pub struct Run {
     /// Name of the VM, for status and snapshots
     #[arg(long, default_value = "vm", value_parser = parse_name)]
     pub name: String,
+    /// Give the guest a source of random bytes (virtio-rng)
+    #[arg(long)]
+    pub rng: bool,
     /// Start Linux even where this host's KVM cannot run it
     #[arg(long)]
     pub force: bool,

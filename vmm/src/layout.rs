@@ -57,6 +57,10 @@ pub const MMIO_HOLE_START: u64 = 0xc000_0000;
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Bytes for each virtio-mmio window.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Most virtio devices of a machine: one for each interrupt line that is left.
+pub const VIRTIO_SLOTS: usize = VIRTIO_GSIS.len();
+/// Lines of the I/O APIC that nothing else has. From 16 on no PIC is wired to them.
+const VIRTIO_GSIS: [u32; 14] = [16, 17, 18, 19, 20, 21, 22, 23, 10, 11, 12, 13, 14, 15];
 /// The I/O APIC (82093AA, as KVM places it).
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APICs.
@@ -100,10 +104,21 @@ const _: () = {
     assert!(CMDLINE + CMDLINE_MAX <= LOW_RAM_END);
     assert!(LOW_RAM_END <= ACPI_TABLES && ACPI_TABLES_END <= HIGH_RAM_START);
     assert!(ACPI_TABLES < RESET_VECTOR && RESET_VECTOR + 16 == ACPI_TABLES_END);
-    assert!(MMIO_HOLE_START <= VIRTIO_MMIO && VIRTIO_MMIO < IOAPIC);
+    assert!(MMIO_HOLE_START <= VIRTIO_MMIO);
+    assert!(VIRTIO_MMIO + VIRTIO_SLOTS as u64 * VIRTIO_MMIO_SIZE <= IOAPIC);
     assert!(IOAPIC + PAGE_SIZE <= LOCAL_APIC && LOCAL_APIC + PAGE_SIZE <= KVM_IDENTITY_MAP);
     assert!(KVM_IDENTITY_MAP + PAGE_SIZE <= KVM_TSS && KVM_TSS + 3 * PAGE_SIZE <= MMIO_HOLE_END);
 };
+
+/// Guest physical address of a virtio device's window. `slot` is below [`VIRTIO_SLOTS`].
+pub fn virtio_window(slot: usize) -> u64 {
+    VIRTIO_MMIO + slot as u64 * VIRTIO_MMIO_SIZE
+}
+
+/// The interrupt line of a virtio device. `slot` is below [`VIRTIO_SLOTS`].
+pub fn virtio_gsi(slot: usize) -> u32 {
+    VIRTIO_GSIS[slot]
+}
 
 /// The RAM ranges of a machine with `memory` bytes, as (guest physical address, bytes): one range up to 3 GiB, and what
 /// is more from 4 GiB on.

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod boot;
 pub mod acpi;
 pub mod config;
+pub mod options;
 // KVM, one piece each.
 pub mod ram;
 pub mod kvm;
@@ -23,6 +24,8 @@ pub mod run_loop;
 pub mod vcpu_thread;
 pub mod console_out;
 pub mod panic_watch;
+pub mod io_thread;
+pub mod virtio;
 pub mod board;
 pub mod machine;
 // Keeping.

@@ -40,6 +40,7 @@ impl Machine {
     /// [`PausedMachine::keep`] is called.
     pub fn pause(&mut self) -> PausedMachine<'_> {
         self.vcpus.pause();
+        self.board.pause();
         let resume = !self.paused;
         self.paused = true;
         PausedMachine { machine: self, resume }
@@ -48,6 +49,9 @@ impl Machine {
     /// Lets the vCPUs run, unless the guest has stopped for good.
     pub fn resume(&mut self) {
         self.paused = false;
+        if self.vcpus.stop.is_none() {
+            self.board.run();
+        }
         self.vcpus.run();
     }
 

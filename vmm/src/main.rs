@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use devices::virtio::MmioState;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ use vmm::outcome::Outcome;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
+use vmm::virtio::{DeviceState, SlotState};
 use vmm::{client, complaint, doctor, inspect, load, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -56,6 +58,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 
 fn run(args: Run) -> Result<ExitCode> {
     let kvm = vm::open()?;
+    let devices = devices(&args);
     let shape = Shape { name: args.name, vcpus: args.cpus, memory: args.memory, kernel: Default::default() };
     let source = BootSource {
         kernel: args.kernel.clone(),
@@ -64,12 +67,18 @@ fn run(args: Run) -> Result<ExitCode> {
         protocol: args.entry.into(),
     };
     operate(&args.api, &args.kernel, false, |ends| {
-        let machine = start::boot(&kvm, shape, &source, ends)?;
+        let machine = start::boot(&kvm, shape, devices, &source, ends)?;
         if !args.force && machine.shape().kernel.version.is_some() {
             doctor::can_run_linux().map_err(anyhow::Error::msg)?;
         }
         Ok(machine)
     })
+}
+
+/// The devices that the guest finds, in the order of their windows.
+fn devices(args: &Run) -> Vec<SlotState> {
+    let rng = SlotState { id: "rng".to_owned(), device: DeviceState::Rng(MmioState::default()) };
+    args.rng.then_some(rng).into_iter().collect()
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {

@@ -95,8 +95,14 @@ fn about(state: &MachineState) -> Result<About, SaveError> {
             build_id: state.shape.kernel.build_id.clone(),
         },
         host_needs: host_needs(&state.vcpus[0]),
-        devices: ["COM1", "i8042", "ACPI registers", "panic device", "exit port"].map(str::to_owned).to_vec(),
+        devices: device_names(state),
     })
+}
+
+fn device_names(state: &MachineState) -> Vec<String> {
+    let fixed = ["COM1", "i8042", "ACPI registers", "panic device", "exit port"].map(str::to_owned);
+    let virtio = state.board.virtio.iter().map(|slot| format!("{} `{}`", slot.device.kind(), slot.id));
+    fixed.into_iter().chain(virtio).collect()
 }
 
 fn host_needs(vcpu: &VcpuState) -> Vec<HostNeed> {

@@ -12,6 +12,7 @@ use crate::machine::Machine;
 use crate::ram::{GuestRam, RamError};
 use crate::restore::{HostEnds, RestoreError};
 use crate::vcpu_state::VcpuState;
+use crate::virtio::SlotState;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
 use kvm_ioctls::Kvm;
 use snapshot::Snapshot;
@@ -52,12 +53,19 @@ pub enum StartError {
 ///
 /// # Errors
 /// Files that can't be booted, or a host that can't run them.
-pub fn boot(kvm: &Kvm, mut shape: Shape, source: &BootSource, ends: HostEnds) -> Result<Machine, StartError> {
+pub fn boot(
+    kvm: &Kvm,
+    mut shape: Shape,
+    devices: Vec<SlotState>,
+    source: &BootSource,
+    ends: HostEnds,
+) -> Result<Machine, StartError> {
     config::check_host_memory(shape.memory)?;
     let ram = GuestRam::new(shape.memory)?;
-    let boot = boot::load(ram.memory(), source, shape.memory, &acpi::tables(shape.vcpus))?;
+    let boot = boot::load(ram.memory(), source, shape.memory, &acpi::tables(shape.vcpus, devices.len()))?;
     shape.kernel = boot.identity;
     let mut state = MachineState::at_reset(kvm, shape)?;
+    state.board.virtio = devices;
     state.vcpus.iter_mut().for_each(as_firmware_leaves_it);
     enter(&mut state.vcpus[0], &boot.entry);
     Ok(Machine::from_state(kvm, &state, ram, ends)?)

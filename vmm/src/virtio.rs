@@ -1,0 +1,269 @@
+//! The virtio devices of a machine: which there are, in which window, with which of the host's ends.
+//!
+//! In: the devices' states, a VM, guest RAM. Out: transports on the memory bus and the I/O thread, and the states again.
+//! Holds: a device's place in the list is its window and its interrupt line for life; what a state names of the host (a
+//! path, a tap) is opened here, so that a boot and a restore open it alike.
+
+use crate::config::parse_name;
+use crate::io_thread::{IoThread, Window};
+use crate::layout;
+use devices::virtio::{Device, Entropy, Mmio, MmioHost, MmioState, QUEUE_NOTIFY, Rng, Transport};
+use devices::{Bus, BusError, Interrupt, Persist, lock};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// One device, as it is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SlotState {
+    /// What its owner calls it; no other device of the machine is called the same.
+    pub id: String,
+    /// What it is.
+    pub device: DeviceState,
+}
+
+/// The state of a device of any kind, with what it has of the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// Entropy.
+    Rng(MmioState<()>),
+}
+
+/// Why devices could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    /// Too many.
+    #[error("{count} virtio devices: expected at most {}", layout::VIRTIO_SLOTS)]
+    TooMany {
+        /// How many there would be.
+        count: usize,
+    },
+    /// Two of the same name, or a name that can't be shown.
+    #[error("device id `{0}`: expected a printable name that no other device has")]
+    BadId(String),
+    /// A device refused its state.
+    #[error("device `{id}`: {reason}")]
+    State {
+        /// Which.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The host has no event, or no way for it into the VM.
+    #[error("device `{id}`: cannot connect it to the VM")]
+    Connect {
+        /// Which.
+        id: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("cannot start the I/O thread")]
+    Thread(#[source] io::Error),
+    /// Two devices at one address: a mistake in the layout.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// What the devices need of the machine.
+pub struct VirtioHost<'a> {
+    /// Takes notifications and interrupts.
+    pub vm: &'a VmFd,
+    /// Where drivers keep their queues.
+    pub memory: &'a GuestMemoryMmap,
+}
+
+/// The devices, and the thread that serves them.
+pub struct Virtio {
+    slots: Vec<Slot>,
+    io: IoThread,
+    started: bool,
+}
+
+struct Slot {
+    id: String,
+    device: Attached,
+}
+
+/// A device of any kind.
+enum Attached {
+    Rng(Arc<Mutex<Mmio<Rng>>>),
+}
+
+/// How long I/O under way is waited for before a capture.
+const DRAIN: Duration = Duration::from_secs(5);
+
+impl Virtio {
+    /// Builds the devices, each in its window of `bus`. They stand still until [`Virtio::run`].
+    ///
+    /// # Errors
+    /// A state that a device refuses, or a host that lacks what it names.
+    pub fn from_state(states: &[SlotState], host: &VirtioHost, bus: &mut Bus) -> Result<Self, VirtioError> {
+        check_ids(states)?;
+        let mut slots = Vec::new();
+        let mut windows = Vec::new();
+        for (slot, state) in (0..).zip(states) {
+            let place = Place { slot, id: &state.id, host };
+            let device = place.attach(&state.device)?;
+            windows.push(place.connect(&device, bus)?);
+            slots.push(Slot { id: state.id.clone(), device });
+        }
+        Ok(Self { slots, io: IoThread::new(windows).map_err(VirtioError::Thread)?, started: false })
+    }
+
+    /// Every device's state. The devices must stand still.
+    pub fn save(&self) -> Vec<SlotState> {
+        let state = |slot: &Slot| SlotState { id: slot.id.clone(), device: slot.device.save() };
+        self.slots.iter().map(state).collect()
+    }
+
+    /// Lets the devices work.
+    pub fn run(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.each(|transport| transport.start());
+        }
+        self.io.serve();
+    }
+
+    /// Has the devices stand still: nothing but a vCPU touches them when this returns.
+    pub fn pause(&mut self) {
+        self.io.park();
+    }
+
+    /// Finishes what is under way in the host, as far as a bounded time allows. The devices and the vCPUs stand still.
+    pub fn drain(&self) {
+        let deadline = Instant::now() + DRAIN;
+        self.each(|transport| transport.drain(deadline));
+    }
+
+    fn each(&self, act: impl Fn(&mut dyn Transport)) {
+        for slot in &self.slots {
+            act(&mut *lock(&*slot.device.transport()));
+        }
+    }
+}
+
+impl Attached {
+    fn save(&self) -> DeviceState {
+        match self {
+            Self::Rng(device) => DeviceState::Rng(lock(device).save()),
+        }
+    }
+
+    fn transport(&self) -> Arc<Mutex<dyn Transport + Send>> {
+        match self {
+            Self::Rng(device) => device.clone(),
+        }
+    }
+}
+
+impl DeviceState {
+    /// What kind of device it is, for people.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Rng(_) => "virtio-rng",
+        }
+    }
+}
+
+/// Where a device goes.
+struct Place<'a> {
+    slot: usize,
+    id: &'a str,
+    host: &'a VirtioHost<'a>,
+}
+
+impl Place<'_> {
+    /// Opens what the state names of the host, and makes the device of it.
+    fn attach(&self, state: &DeviceState) -> Result<Attached, VirtioError> {
+        Ok(match state {
+            DeviceState::Rng(state) => Attached::Rng(self.make(state, entropy())?),
+        })
+    }
+
+    fn make<D>(
+        &self,
+        state: &MmioState<D::State>,
+        device: D::Host,
+    ) -> Result<Arc<Mutex<Mmio<D>>>, VirtioError>
+    where
+        D: Device + Persist,
+    {
+        let irq = Box::new(self.irqfd().map_err(|source| self.failed(source))?);
+        let host = MmioHost { memory: self.host.memory.clone(), irq, device };
+        let made = Mmio::from_state(state, host)
+            .map_err(|error| VirtioError::State { id: self.id.to_owned(), reason: error.to_string() })?;
+        Ok(Arc::new(Mutex::new(made)))
+    }
+
+    /// Puts the window on the bus, except that notifications go to the I/O thread without an exit to this process.
+    fn connect(&self, device: &Attached, bus: &mut Bus) -> Result<Window, VirtioError> {
+        let transport = device.transport();
+        let base = layout::virtio_window(self.slot);
+        let queues = (0..lock(&*transport).queues() as u32).map(|queue| self.ioeventfd(base, queue));
+        let queues = queues.collect::<io::Result<_>>().map_err(|source| self.failed(source))?;
+        bus.insert(base, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
+        Ok(Window { transport, queues })
+    }
+
+    fn ioeventfd(&self, base: u64, queue: u32) -> io::Result<EventFd> {
+        let event = event()?;
+        let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+        self.host.vm.register_ioevent(&event, &address, queue).map_err(from_errno)?;
+        Ok(event)
+    }
+
+    fn irqfd(&self) -> io::Result<IrqFd> {
+        let event = event()?;
+        self.host.vm.register_irqfd(&event, layout::virtio_gsi(self.slot)).map_err(from_errno)?;
+        Ok(IrqFd(event))
+    }
+
+    fn failed(&self, source: io::Error) -> VirtioError {
+        VirtioError::Connect { id: self.id.to_owned(), source }
+    }
+}
+
+/// An edge that KVM's worker carries into the interrupt controllers, soon.
+struct IrqFd(EventFd);
+
+impl Interrupt for IrqFd {
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+fn check_ids(states: &[SlotState]) -> Result<(), VirtioError> {
+    if states.len() > layout::VIRTIO_SLOTS {
+        return Err(VirtioError::TooMany { count: states.len() });
+    }
+    for (index, SlotState { id, .. }) in states.iter().enumerate() {
+        if parse_name(id).is_err() || states[..index].iter().any(|other| other.id == *id) {
+            return Err(VirtioError::BadId(id.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn entropy() -> Entropy {
+    Box::new(|mut bytes| {
+        while !bytes.is_empty() {
+            let filled = getrandom(&mut *bytes, GetRandomFlags::empty())?;
+            bytes = &mut bytes[filled..];
+        }
+        Ok(())
+    })
+}
+
+fn event() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+}
+
+fn from_errno(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}
