@@ -15,11 +15,13 @@ mod registers;
 mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+mod vsock;
 
 pub use mmio::{Mmio, MmioHost, MmioState, MmioStateError, Transport};
 pub use queue::{Broken, Chain, Queue, QueueState, Segment, Segments};
 pub use registers::{QUEUE_NOTIFY, RegistersState};
 pub use rng::{Entropy, Rng};
+pub use vsock::{HostEvent, StreamId, UnixVsock, Vsock, VsockHost, VsockState, VsockStateError};
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;

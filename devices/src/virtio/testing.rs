@@ -111,6 +111,20 @@ impl<D: Device + Persist> Driver<D> {
         self.write(0x44, 1);
     }
 
+    /// After a broken rule, or at any other time: everything from the beginning.
+    pub(crate) fn start_over(&mut self) {
+        self.memory.write_slice(&[0; BUFFERS as usize], GuestAddress(0)).unwrap();
+        self.queues.fill(Rings::default());
+        self.negotiate(0);
+    }
+
+    /// Buffers are placed from the beginning again, over those that were lent.
+    pub(crate) fn rewind(&mut self) {
+        if self.free > RAM as u64 / 2 {
+            self.free = BUFFERS;
+        }
+    }
+
     /// A fresh place in guest RAM with these bytes.
     pub(crate) fn place(&mut self, bytes: &[u8]) -> u64 {
         let at = self.free;
