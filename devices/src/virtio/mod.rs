@@ -9,6 +9,8 @@
 //!        ◄─ interrupt ──          ◄─ push(used) ───────   ◄─ ready ──
 //! ```
 
+mod balloon;
+mod console;
 mod mmio;
 mod queue;
 mod registers;
@@ -17,6 +19,8 @@ mod rng;
 pub(crate) mod testing;
 mod vsock;
 
+pub use balloon::{Balloon, BalloonState, Discard};
+pub use console::{Console, ConsoleState, ConsoleStateError, Output};
 pub use mmio::{Mmio, MmioHost, MmioState, MmioStateError, Transport};
 pub use queue::{Broken, Chain, Queue, QueueState, Segment, Segments};
 pub use registers::{QUEUE_NOTIFY, RegistersState};
