@@ -18,10 +18,29 @@ pub enum Command {
     Pause,
     /// Let the vCPUs run. No error if they run.
     Resume,
+    /// Ask the guest for memory.
+    Balloon(BalloonRequest),
     /// Write a snapshot.
     Snapshot(SnapshotRequest),
     /// End the machine and the process.
     Stop,
+}
+
+/// How much memory the guest is to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonRequest {
+    /// In bytes, in all.
+    pub target_bytes: u64,
+}
+
+/// How much memory the guest was asked for, and how much it says it has given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// In bytes, asked for.
+    pub target_bytes: u64,
+    /// In bytes, given up.
+    pub actual_bytes: u64,
 }
 
 /// Where a snapshot goes, and what becomes of the machine.
@@ -73,6 +92,9 @@ pub struct Status {
     pub kernel: Option<String>,
     /// The kernel or snapshot file that this process started the machine from.
     pub started_from: PathBuf,
+    /// The balloon; none if there is no such device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonStatus>,
     /// Seconds since this process started the machine.
     pub uptime_seconds: f64,
     /// The VMM's process.
@@ -81,7 +103,7 @@ pub struct Status {
     pub version: String,
 }
 
-/// Eight lines for a person, without control characters, which would speak to the reader's terminal.
+/// A few lines for a person, without control characters, which would speak to the reader's terminal.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let started_from = self.started_from.display().to_string();
@@ -91,6 +113,10 @@ impl fmt::Display for Status {
         writeln!(f, "memory   {}", mebibytes(self.memory_bytes))?;
         writeln!(f, "kernel   {}", printable(self.kernel.as_deref().unwrap_or("unknown")))?;
         writeln!(f, "from     {}", printable(&started_from))?;
+        if let Some(balloon) = self.balloon {
+            let (actual, target) = (mebibytes(balloon.actual_bytes), mebibytes(balloon.target_bytes));
+            writeln!(f, "balloon  {actual} of {target}")?;
+        }
         writeln!(f, "uptime   {:.1} s", self.uptime_seconds)?;
         write!(f, "process  {}, version {}", self.pid, printable(&self.version))
     }
@@ -205,15 +231,18 @@ pub enum Operation {
     Snapshot,
     /// [`Command::Stop`]
     Stop,
+    /// [`Command::Balloon`]
+    Balloon,
 }
 
 /// Every route: method, path, operation. Named as Cloud Hypervisor's are.
-pub const ENDPOINTS: [(&str, &str, Operation); 5] = [
+pub const ENDPOINTS: [(&str, &str, Operation); 6] = [
     ("GET", "/api/v1/vm.info", Operation::Status),
     ("PUT", "/api/v1/vm.pause", Operation::Pause),
     ("PUT", "/api/v1/vm.resume", Operation::Resume),
     ("PUT", "/api/v1/vm.snapshot", Operation::Snapshot),
     ("PUT", "/api/v1/vm.stop", Operation::Stop),
+    ("PUT", "/api/v1/vm.balloon", Operation::Balloon),
 ];
 
 /// The body of every answer with a status of 400 or above.
@@ -234,18 +263,17 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
     if method != *wanted {
         return Err(ApiError { status: 405, message: format!("{path} takes {wanted}, not {method}") });
     }
-    if *operation == Operation::Snapshot {
-        return snapshot_request(body).map(Command::Snapshot);
-    }
-    if !body.is_empty() {
-        return Err(ApiError::bad_request(format!("{path} takes no body")));
-    }
+    let empty = || match body {
+        [] => Ok(()),
+        _ => Err(ApiError::bad_request(format!("{path} takes no body"))),
+    };
     Ok(match operation {
-        Operation::Status => Command::Status,
-        Operation::Pause => Command::Pause,
-        Operation::Resume => Command::Resume,
-        Operation::Stop => Command::Stop,
-        Operation::Snapshot => unreachable!("has a body"),
+        Operation::Snapshot => Command::Snapshot(snapshot_request(body)?),
+        Operation::Balloon => Command::Balloon(balloon_request(body)?),
+        Operation::Status => empty().map(|()| Command::Status)?,
+        Operation::Pause => empty().map(|()| Command::Pause)?,
+        Operation::Resume => empty().map(|()| Command::Resume)?,
+        Operation::Stop => empty().map(|()| Command::Stop)?,
     })
 }
 
@@ -256,6 +284,11 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
         return Err(ApiError::bad_request(format!("path must be absolute: {}", request.path.display())));
     }
     Ok(request)
+}
+
+fn balloon_request(body: &[u8]) -> Result<BalloonRequest, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|e| ApiError::bad_request(format!("the body is not a balloon request: {e}")))
 }
 
 /// The request that stands for a command: method, path, body. [`command`]'s other half.
@@ -269,6 +302,7 @@ pub fn request(command: &Command) -> Result<(&'static str, &'static str, Vec<u8>
         Command::Resume => (Operation::Resume, Vec::new()),
         Command::Stop => (Operation::Stop, Vec::new()),
         Command::Snapshot(request) => (Operation::Snapshot, serde_json::to_vec(request)?),
+        Command::Balloon(request) => (Operation::Balloon, serde_json::to_vec(request)?),
     };
     let (method, path, _) = ENDPOINTS[operation as usize];
     Ok((method, path, body))

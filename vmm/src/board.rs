@@ -5,6 +5,7 @@
 
 use crate::layout;
 use crate::panic_watch::PanicWatch;
+use crate::ram::GuestRam;
 use crate::run_loop::Buses;
 use crate::virtio::{SlotState, Virtio, VirtioError, VirtioHost};
 use devices::{
@@ -15,7 +16,6 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, TryLockError};
-use vm_memory::GuestMemoryMmap;
 
 /// The state of every device.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -54,11 +54,11 @@ pub enum BoardError {
 }
 
 /// What the board needs of the host.
-pub struct BoardHost {
+pub struct BoardHost<'a> {
     /// Takes the interrupts.
     pub vm: Arc<VmFd>,
     /// Guest RAM.
-    pub memory: GuestMemoryMmap,
+    pub ram: &'a GuestRam,
     /// Takes the console's output.
     pub console: Box<dyn Write + Send>,
     /// Called when the guest has read all its input.
@@ -83,7 +83,7 @@ impl Board {
     pub fn from_state(state: &BoardState, host: BoardHost) -> Result<Self, BoardError> {
         let panicked = PanicWatch::default();
         let mut memory = Bus::new();
-        let virtio_host = VirtioHost { vm: &host.vm, memory: &host.memory };
+        let virtio_host = VirtioHost { vm: &host.vm, ram: host.ram, panicked: &panicked };
         let virtio = Virtio::from_state(&state.virtio, &virtio_host, &mut memory)?;
         let serial = device("COM1", &state.serial, serial_host(host, panicked.clone()))?;
         let i8042 = device::<I8042>("i8042", &state.i8042, ())?;
@@ -135,9 +135,18 @@ impl Board {
         self.buses.clone()
     }
 
-    /// Gives the console what `take` has for it, which is asked for as many bytes as there is room for. Does nothing while
+    /// The virtio devices.
+    pub fn virtio(&self) -> &Virtio {
+        &self.virtio
+    }
+
+    /// Gives the console what `take` has for it, which is asked for as many bytes as there is room for. That is the virtio console
+    /// once it has a driver, and COM1 otherwise. Does nothing while
     /// a vCPU has the port: one whose output nobody reads has it until it is kicked, and only the caller can kick it.
     pub fn feed_console(&self, take: impl FnOnce(usize) -> Vec<u8>) {
+        if self.virtio.has_console() {
+            return self.virtio.feed_console(take);
+        }
         let mut serial = match self.serial.try_lock() {
             Ok(serial) => serial,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -164,7 +173,7 @@ fn device<D: Persist>(
     Ok(Arc::new(Mutex::new(D::from_state(state, host).map_err(refused)?)))
 }
 
-fn serial_host(host: BoardHost, watch: PanicWatch) -> SerialHost {
+fn serial_host(host: BoardHost<'_>, watch: PanicWatch) -> SerialHost {
     let irq = Box::new(Line { vm: host.vm, gsi: layout::COM1_IRQ });
     SerialHost { irq, out: Box::new(watch.over(host.console)), drained: host.drained }
 }

@@ -4,7 +4,7 @@
 //! names what was wrong.
 
 use crate::api::Then;
-use crate::config::{parse_memory, parse_name, parse_vcpus};
+use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::kernel::ProtocolChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -40,6 +40,8 @@ pub enum Command {
     Pause(Remote),
     /// Let a paused VM go on
     Resume(Remote),
+    /// Ask a running VM to give up memory
+    Balloon(BalloonArgs),
     /// End a VM at once; its memory is lost
     Stop(Remote),
     /// Say what a snapshot is
@@ -81,6 +83,12 @@ pub struct Run {
     /// Give the guest a source of random bytes (virtio-rng)
     #[arg(long)]
     pub rng: bool,
+    /// Let the guest give memory back, by itself and when asked to with `vmm balloon` (virtio-balloon)
+    #[arg(long)]
+    pub balloon: bool,
+    /// The console on standard input and output; COM1's output is shown in any case
+    #[arg(long, value_enum, default_value_t = ConsoleChoice::Serial)]
+    pub console: ConsoleChoice,
     /// Start Linux even where this host's KVM cannot run it
     #[arg(long)]
     pub force: bool,
@@ -123,6 +131,17 @@ pub struct SnapshotArgs {
     pub then: Option<ThenChoice>,
 }
 
+/// `vmm balloon`.
+#[derive(Debug, Args)]
+pub struct BalloonArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// How much of its RAM the guest is to give up in all, for example 256M; 0 gives it all back
+    #[arg(value_name = "SIZE", value_parser = parse_balloon, allow_hyphen_values = true)]
+    pub target: u64,
+}
+
 /// A VM to be spoken to.
 #[derive(Debug, Args)]
 pub struct Remote {
@@ -163,6 +182,15 @@ impl From<EntryChoice> for ProtocolChoice {
             EntryChoice::Pvh => Self::Pvh,
         }
     }
+}
+
+/// The console that typed input goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleChoice {
+    /// COM1, `ttyS0` for Linux
+    Serial,
+    /// A virtio console, `hvc0` for Linux; COM1 until it has a driver
+    Virtio,
 }
 
 /// What a VM does after its snapshot.

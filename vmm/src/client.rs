@@ -151,6 +151,7 @@ fn done_word(command: &Command) -> &'static str {
         Command::Resume => "resumed",
         Command::Snapshot(_) => "written",
         Command::Stop => "stopped",
+        Command::Balloon(_) => "asked",
     }
 }
 

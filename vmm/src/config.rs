@@ -63,6 +63,19 @@ pub enum ConfigError {
 /// # Errors
 /// Text that is no size, or a size that no machine can have.
 pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
+    let bytes = parse_size(text)?;
+    if bytes < MEMORY_MIN || bytes % PAGE_SIZE != 0 { Err(ConfigError::BadSize(bytes)) } else { Ok(bytes) }
+}
+
+/// Reads how much memory a guest is to give up; any size that is one.
+///
+/// # Errors
+/// Text that is no size.
+pub fn parse_balloon(text: &str) -> Result<u64, ConfigError> {
+    parse_size(text)
+}
+
+fn parse_size(text: &str) -> Result<u64, ConfigError> {
     let not_a_size = || ConfigError::NotASize(text.to_owned());
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match &text[digits.len()..] {
@@ -73,8 +86,7 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
         _ => return Err(not_a_size()),
     };
     let number: u64 = digits.parse().map_err(|_| not_a_size())?;
-    let bytes = number.checked_mul(1 << shift).ok_or_else(not_a_size)?;
-    if bytes < MEMORY_MIN || bytes % PAGE_SIZE != 0 { Err(ConfigError::BadSize(bytes)) } else { Ok(bytes) }
+    number.checked_mul(1 << shift).ok_or_else(not_a_size)
 }
 
 /// Reads a number of vCPUs.

@@ -25,6 +25,8 @@ pub mod vcpu_thread;
 pub mod console_out;
 pub mod panic_watch;
 pub mod io_thread;
+pub mod discard;
+pub mod console_thread;
 pub mod virtio;
 pub mod board;
 pub mod machine;

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use vmm::api::Command as Verb;
+use vmm::api::{BalloonRequest, Command as Verb};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
-use vmm::cli::{ApiSocket, Cli, Command, File, Remote, Restore, Run, SnapshotArgs};
+use vmm::cli::{ApiSocket, Cli, Command, ConsoleChoice, File, Remote, Restore, Run, SnapshotArgs};
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
 use vmm::machine::Machine;
@@ -37,6 +37,9 @@ fn main() -> ExitCode {
         Command::Pause(vm) => ask(&vm, &Verb::Pause),
         Command::Resume(vm) => ask(&vm, &Verb::Resume),
         Command::Stop(vm) => ask(&vm, &Verb::Stop),
+        Command::Balloon(args) => {
+            ask(&args.remote, &Verb::Balloon(BalloonRequest { target_bytes: args.target }))
+        }
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
         Command::Doctor { json } => examine(json),
@@ -77,8 +80,12 @@ fn run(args: Run) -> Result<ExitCode> {
 
 /// The devices that the guest finds, in the order of their windows.
 fn devices(args: &Run) -> Vec<SlotState> {
-    let rng = SlotState { id: "rng".to_owned(), device: DeviceState::Rng(MmioState::default()) };
-    args.rng.then_some(rng).into_iter().collect()
+    let slot = |id: &str, device| SlotState { id: id.to_owned(), device };
+    let rng = args.rng.then(|| slot("rng", DeviceState::Rng(MmioState::default())));
+    let balloon = args.balloon.then(|| slot("balloon", DeviceState::Balloon(MmioState::default())));
+    let virtio = args.console == ConsoleChoice::Virtio;
+    let console = virtio.then(|| slot("console", DeviceState::Console(MmioState::default())));
+    [rng, balloon, console].into_iter().flatten().collect()
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {

@@ -6,7 +6,8 @@
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
 use crate::api::{
-    ApiCall, ApiError, Command, Reply, RunState, SnapshotRequest, SnapshotSummary, Status, Then,
+    ApiCall, ApiError, BalloonRequest, BalloonStatus, Command, Reply, RunState, SnapshotRequest,
+    SnapshotSummary, Status, Then,
 };
 use crate::complaint;
 use crate::machine::Machine;
@@ -143,9 +144,24 @@ impl Monitor {
             Command::Pause => self.machine.pause().keep(),
             Command::Resume => self.machine.resume(),
             Command::Stop => self.end(Outcome::Stopped),
+            Command::Balloon(request) => return self.balloon(request),
             Command::Snapshot(request) => return self.snapshot(request).map(Reply::Snapshot),
         }
         Ok(Reply::Done)
+    }
+
+    fn balloon(&self, request: BalloonRequest) -> Result<Reply, ApiError> {
+        let memory = self.machine.shape().memory;
+        if request.target_bytes > memory {
+            return Err(ApiError::bad_request(format!(
+                "a balloon of {} bytes: the guest has {memory} bytes of RAM",
+                request.target_bytes
+            )));
+        }
+        match self.machine.board().virtio().set_balloon(request.target_bytes) {
+            true => Ok(Reply::Done),
+            false => Err(ApiError::conflict("this VM has no balloon: start it with --balloon")),
+        }
     }
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
@@ -184,10 +200,16 @@ impl Monitor {
             memory_bytes: shape.memory,
             kernel: shape.kernel.version.clone(),
             started_from: PathBuf::from(&self.source),
+            balloon: self.balloon_status(),
             uptime_seconds: self.machine.started().elapsed().as_secs_f64(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    fn balloon_status(&self) -> Option<BalloonStatus> {
+        let (target_bytes, actual_bytes) = self.machine.board().virtio().balloon_sizes()?;
+        Some(BalloonStatus { target_bytes, actual_bytes })
     }
 
     /// The first reason to end is the one that counts.

@@ -106,6 +106,11 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Whether this is a private mapping of a snapshot.
+    pub fn is_from_snapshot(&self) -> bool {
+        self.mapped.is_some()
+    }
+
     /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
     ///
     /// # Errors

@@ -79,12 +79,8 @@ impl Machine {
         let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
         let vcpus = restore_vcpus(&vm, state, &host)?;
         vm_state::restore(&vm, &state.vm)?;
-        let board_host = BoardHost {
-            vm: vm.clone(),
-            memory: ram.memory().clone(),
-            console: ends.console,
-            drained: ends.drained,
-        };
+        let board_host =
+            BoardHost { vm: vm.clone(), ram: &ram, console: ends.console, drained: ends.drained };
         let board = Board::from_state(&state.board, board_host)?;
         let vcpus = start_threads(vcpus, &board.buses()).map_err(RestoreError::Thread)?;
         Ok(Self { vcpus, board, vm, ram, shape: state.shape.clone(), started: Instant::now(), paused: true })

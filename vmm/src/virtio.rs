@@ -5,9 +5,16 @@
 //! path, a tap) is opened here, so that a boot and a restore open it alike.
 
 use crate::config::parse_name;
+use crate::console_thread::ConsoleThread;
+use crate::discard::RamDiscard;
 use crate::io_thread::{IoThread, Window};
 use crate::layout;
-use devices::virtio::{Device, Entropy, Mmio, MmioHost, MmioState, QUEUE_NOTIFY, Rng, Transport};
+use crate::panic_watch::PanicWatch;
+use crate::ram::GuestRam;
+use devices::virtio::{
+    Balloon, BalloonState, Console, ConsoleState, Device, Discard, Entropy, Mmio, MmioHost, MmioState,
+    Output, QUEUE_NOTIFY, Rng, Transport,
+};
 use devices::{Bus, BusError, Interrupt, Persist, lock};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -15,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 /// One device, as it is kept.
@@ -32,6 +38,10 @@ pub struct SlotState {
 pub enum DeviceState {
     /// Entropy.
     Rng(MmioState<()>),
+    /// A memory balloon.
+    Balloon(MmioState<BalloonState>),
+    /// A console, on standard output.
+    Console(MmioState<ConsoleState>),
 }
 
 /// Why devices could not be had.
@@ -75,7 +85,9 @@ pub struct VirtioHost<'a> {
     /// Takes notifications and interrupts.
     pub vm: &'a VmFd,
     /// Where drivers keep their queues.
-    pub memory: &'a GuestMemoryMmap,
+    pub ram: &'a GuestRam,
+    /// Sees what a console puts out.
+    pub panicked: &'a PanicWatch,
 }
 
 /// The devices, and the thread that serves them.
@@ -93,6 +105,8 @@ struct Slot {
 /// A device of any kind.
 enum Attached {
     Rng(Arc<Mutex<Mmio<Rng>>>),
+    Balloon(Arc<Mutex<Mmio<Balloon>>>),
+    Console(Arc<Mutex<Mmio<Console>>>),
 }
 
 /// How long I/O under way is waited for before a capture.
@@ -141,6 +155,49 @@ impl Virtio {
         self.each(|transport| transport.drain(deadline));
     }
 
+    /// Whether there is a console whose driver is ready.
+    pub fn has_console(&self) -> bool {
+        self.console().is_some()
+    }
+
+    /// Gives the console what `take` has for it, which is asked for as many bytes as there is room for.
+    pub fn feed_console(&self, take: impl FnOnce(usize) -> Vec<u8>) {
+        if let Some(console) = self.console() {
+            lock(console).work(|console, guest| console.enqueue(&take(console.room()), guest));
+        }
+    }
+
+    fn console(&self) -> Option<&Mutex<Mmio<Console>>> {
+        self.slots.iter().find_map(|slot| match &slot.device {
+            Attached::Console(console) if lock(console).is_live() => Some(&**console),
+            _ => None,
+        })
+    }
+
+    /// Asks the guest to give up `bytes` of its memory in all; `false` if there is no balloon.
+    pub fn set_balloon(&self, bytes: u64) -> bool {
+        let Some(balloon) = self.balloon() else { return false };
+        let mut balloon = lock(balloon);
+        balloon.device().set_target(bytes);
+        balloon.work(|_, guest| {
+            guest.change_config();
+            Ok(())
+        });
+        true
+    }
+
+    /// Bytes that the guest was asked to give up, and that it says it has; none if there is no balloon.
+    pub fn balloon_sizes(&self) -> Option<(u64, u64)> {
+        Some(lock(self.balloon()?).device().sizes())
+    }
+
+    fn balloon(&self) -> Option<&Mutex<Mmio<Balloon>>> {
+        self.slots.iter().find_map(|slot| match &slot.device {
+            Attached::Balloon(balloon) => Some(&**balloon),
+            _ => None,
+        })
+    }
+
     fn each(&self, act: impl Fn(&mut dyn Transport)) {
         for slot in &self.slots {
             act(&mut *lock(&*slot.device.transport()));
@@ -152,12 +209,16 @@ impl Attached {
     fn save(&self) -> DeviceState {
         match self {
             Self::Rng(device) => DeviceState::Rng(lock(device).save()),
+            Self::Balloon(device) => DeviceState::Balloon(lock(device).save()),
+            Self::Console(device) => DeviceState::Console(lock(device).save()),
         }
     }
 
     fn transport(&self) -> Arc<Mutex<dyn Transport + Send>> {
         match self {
             Self::Rng(device) => device.clone(),
+            Self::Balloon(device) => device.clone(),
+            Self::Console(device) => device.clone(),
         }
     }
 }
@@ -167,6 +228,8 @@ impl DeviceState {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Rng(_) => "virtio-rng",
+            Self::Balloon(_) => "virtio-balloon",
+            Self::Console(_) => "virtio-console",
         }
     }
 }
@@ -183,6 +246,15 @@ impl Place<'_> {
     fn attach(&self, state: &DeviceState) -> Result<Attached, VirtioError> {
         Ok(match state {
             DeviceState::Rng(state) => Attached::Rng(self.make(state, entropy())?),
+            DeviceState::Balloon(state) => {
+                let discard: Box<dyn Discard> = Box::new(RamDiscard::new(self.host.ram));
+                Attached::Balloon(self.make(state, discard)?)
+            }
+            DeviceState::Console(state) => {
+                let thread = ConsoleThread::stdout(self.host.panicked.clone());
+                let out: Box<dyn Output> = Box::new(thread.map_err(|source| self.failed(source))?);
+                Attached::Console(self.make(state, out)?)
+            }
         })
     }
 
@@ -195,7 +267,7 @@ impl Place<'_> {
         D: Device + Persist,
     {
         let irq = Box::new(self.irqfd().map_err(|source| self.failed(source))?);
-        let host = MmioHost { memory: self.host.memory.clone(), irq, device };
+        let host = MmioHost { memory: self.host.ram.memory().clone(), irq, device };
         let made = Mmio::from_state(state, host)
             .map_err(|error| VirtioError::State { id: self.id.to_owned(), reason: error.to_string() })?;
         Ok(Arc::new(Mutex::new(made)))

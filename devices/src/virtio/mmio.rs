@@ -89,6 +89,11 @@ impl<D: Device> Mmio<D> {
         &mut self.device
     }
 
+    /// Whether the driver is ready, and has kept the rules.
+    pub fn is_live(&self) -> bool {
+        self.registers.is_live()
+    }
+
     /// Lets the device work on its queues, and tells the driver what came of it.
     pub fn work(&mut self, work: impl FnOnce(&mut D, &mut Guest) -> Result<(), Broken>) {
         if !self.registers.is_live() {

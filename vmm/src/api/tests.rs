@@ -42,10 +42,15 @@ fn status() -> Status {
         memory_bytes: 1 << 28,
         kernel: Some("6.1".into()),
         started_from: "/boot/vmlinuz".into(),
+        balloon: Some(balloon()),
         uptime_seconds: 1.5,
         pid: 7,
         version: "0.1.0".into(),
     }
+}
+
+fn balloon() -> BalloonStatus {
+    BalloonStatus { target_bytes: 2 << 20, actual_bytes: 1 << 20 }
 }
 
 fn summary() -> SnapshotSummary {
@@ -79,6 +84,8 @@ fn the_document_has_the_types_fields_and_no_others() {
     assert_eq!(properties("Status"), fields(&status()));
     assert_eq!(properties("SnapshotSummary"), fields(&summary()));
     assert_eq!(properties("SnapshotRequest"), fields(&request));
+    assert_eq!(properties("Balloon"), fields(&balloon()));
+    assert_eq!(properties("BalloonRequest"), fields(&BalloonRequest { target_bytes: 0 }));
     assert_eq!(properties("Error"), fields(&ErrorBody { error: String::new() }));
 }
 
@@ -93,7 +100,8 @@ fn each_operation_is_at_its_own_place_in_the_table() {
 fn a_command_survives_the_way_through_http() {
     let snapshots = [None, Some(Then::Resume), Some(Then::Pause), Some(Then::Stop)]
         .map(|then| snapshot("/tmp/a b.snap", then));
-    let others = [Command::Status, Command::Pause, Command::Resume, Command::Stop];
+    let balloon = Command::Balloon(BalloonRequest { target_bytes: 1 << 20 });
+    let others = [Command::Status, Command::Pause, Command::Resume, Command::Stop, balloon];
     for wanted in snapshots.into_iter().chain(others) {
         let (method, path, body) = request(&wanted).unwrap();
         assert_eq!(command(method, path, &body), Ok(wanted));

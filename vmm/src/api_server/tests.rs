@@ -33,6 +33,7 @@ fn status(state: RunState) -> Status {
         memory_bytes: 64 << 20,
         kernel: Some("6.1".into()),
         started_from: "/k".into(),
+        balloon: None,
         uptime_seconds: 0.25,
         pid: 1,
         version: "0".into(),
@@ -59,7 +60,7 @@ fn act(state: &mut RunState, command: Command) -> Result<Reply, ApiError> {
         Command::Status => return Ok(Reply::Status(status(*state))),
         Command::Pause => *state = RunState::Paused,
         Command::Resume => *state = RunState::Running,
-        Command::Stop => {}
+        Command::Stop | Command::Balloon(_) => {}
         Command::Snapshot(request) if request.path.ends_with("full") => {
             return Err(ApiError::failed("no space left"));
         }
