@@ -1,7 +1,7 @@
 //! The virtio console's way out: standard output, written by a thread that may wait for its reader.
 //!
 //! In: bytes from the I/O thread, which must not wait. Out: the same bytes on standard output, and word when there is room
-//! again. Holds: at most [`ROOM`] bytes are kept; what has no room stays with the guest.
+//! again. Holds: at most `ROOM` bytes are kept; what has no room stays with the guest.
 
 use crate::panic_watch::{PanicWatch, Watched};
 use devices::lock;
