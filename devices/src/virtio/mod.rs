@@ -12,6 +12,7 @@
 mod balloon;
 mod console;
 mod mmio;
+mod net;
 mod queue;
 mod registers;
 mod rng;
@@ -22,6 +23,7 @@ mod vsock;
 pub use balloon::{Balloon, BalloonState, Discard};
 pub use console::{Console, ConsoleState, ConsoleStateError, Output};
 pub use mmio::{Mmio, MmioHost, MmioState, MmioStateError, Transport};
+pub use net::{Counters, Mac, MacError, Net, NetState, NetStateError, Offloads, Wire};
 pub use queue::{Broken, Chain, Queue, QueueState, Segment, Segments};
 pub use registers::{QUEUE_NOTIFY, RegistersState};
 pub use rng::{Entropy, Rng};
@@ -134,10 +136,23 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// The queue is malformed.
     pub fn push(&mut self, queue: usize, head: u16, len: u32) -> Result<(), Broken> {
+        self.push_together(queue, &[(head, len)])
+    }
+
+    /// Gives buffers, each a head and how many bytes were written, back to the driver as one: it finds all or none.
+    ///
+    /// # Errors
+    /// The queue is malformed.
+    pub fn push_together(&mut self, queue: usize, used: &[(u16, u32)]) -> Result<(), Broken> {
         match self.queues.get_mut(queue) {
-            Some(queue) => queue.push(self.memory, head, len),
+            Some(queue) => queue.push(self.memory, used),
             None => Ok(()),
         }
+    }
+
+    /// How many entries `queue` has.
+    pub fn queue_size(&self, queue: usize) -> usize {
+        self.queues.get(queue).map_or(0, |queue| queue.size().into())
     }
 
     /// The driver will be told that the configuration has changed.

@@ -88,7 +88,7 @@ impl Segments {
         let mut done = 0;
         for piece in self.slice(offset, buf.len() as u64).0 {
             let part = &mut buf[done..done + piece.len as usize];
-            memory.read_slice(part, GuestAddress(piece.address)).map_err(|e| Broken::new(e.to_string()))?;
+            memory.read_slice(part, GuestAddress(piece.address)).map_err(outside)?;
             done += part.len();
         }
         Ok(done)
@@ -102,7 +102,7 @@ impl Segments {
         let mut done = 0;
         for piece in self.slice(offset, bytes.len() as u64).0 {
             let part = &bytes[done..done + piece.len as usize];
-            memory.write_slice(part, GuestAddress(piece.address)).map_err(|e| Broken::new(e.to_string()))?;
+            memory.write_slice(part, GuestAddress(piece.address)).map_err(outside)?;
             done += part.len();
         }
         Ok(done)
@@ -137,7 +137,8 @@ pub struct QueueState {
 #[derive(Debug)]
 pub struct Queue {
     inner: vq::Queue,
-    pushed: bool,
+    /// Buffers given back since the driver's wish for an interrupt was last looked at.
+    pushed: u16,
 }
 
 impl Queue {
@@ -166,7 +167,7 @@ impl Queue {
         if state.ready && !inner.is_valid(memory) {
             return Err(Broken::new("a queue outside guest RAM"));
         }
-        Ok(Self { inner, pushed: false })
+        Ok(Self { inner, pushed: 0 })
     }
 
     /// How far both sides got.
@@ -194,26 +195,53 @@ impl Queue {
         self.inner.go_to_previous_position();
     }
 
-    pub(super) fn push(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), Broken> {
-        self.pushed = true;
-        self.inner.add_used(memory, head, len).map_err(broken)
+    /// Entries.
+    pub(super) fn size(&self) -> u16 {
+        self.inner.size()
     }
 
-    /// Whether the driver wants an interrupt for what was given back since the last time.
+    /// Gives buffers back as one: the driver finds all of them or none. (virtio-queue would show it one after another.)
+    pub(super) fn push(&mut self, memory: &GuestMemoryMmap, used: &[(u16, u32)]) -> Result<(), Broken> {
+        let (size, mut next) = (self.inner.size(), self.inner.next_used());
+        for &(head, len) in used {
+            if head >= size {
+                return Err(Broken::new(format!("buffer {head} of a queue with {size} entries")));
+            }
+            let entry = 4 + 8 * u64::from(next % size);
+            let at = self.in_ring(self.inner.used_ring(), entry)?;
+            memory.write_obj(u64::from(head).to_le() | u64::from(len).to_le() << 32, at).map_err(outside)?;
+            next = next.wrapping_add(1);
+        }
+        self.inner.set_next_used(next);
+        self.pushed = self.pushed.saturating_add(used.len() as u16);
+        let index = self.in_ring(self.inner.used_ring(), 2)?;
+        memory.store(next.to_le(), index, Ordering::Release).map_err(outside)
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the last time (sections 2.7.7 and 2.7.10).
     pub(super) fn wants_interrupt(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
-        if !std::mem::take(&mut self.pushed) {
+        let pushed = std::mem::take(&mut self.pushed);
+        if pushed == 0 {
             return Ok(false);
         }
-        if self.inner.event_idx_enabled() {
-            return self.inner.needs_notification(memory).map_err(broken);
-        }
-        // Without the feature, virtio-queue asks for an interrupt always. The driver's flag is a hint (2.7.7.2).
         std::sync::atomic::fence(Ordering::SeqCst);
-        let flags: u16 = memory
-            .load(GuestAddress(self.inner.avail_ring()), Ordering::Relaxed)
-            .map_err(|e| Broken::new(e.to_string()))?;
-        Ok(u16::from_le(flags) & 1 == 0)
+        let event_idx = self.inner.event_idx_enabled();
+        let field = if event_idx { 4 + 2 * u64::from(self.inner.size()) } else { 0 };
+        let at = self.in_ring(self.inner.avail_ring(), field)?;
+        let wish = u16::from_le(memory.load(at, Ordering::Relaxed).map_err(outside)?);
+        Ok(match event_idx {
+            true => self.inner.next_used().wrapping_sub(wish).wrapping_sub(1) < pushed,
+            false => wish & 1 == 0,
+        })
     }
+
+    fn in_ring(&self, ring: u64, offset: u64) -> Result<GuestAddress, Broken> {
+        ring.checked_add(offset).map(GuestAddress).ok_or_else(|| Broken::new("a ring outside RAM"))
+    }
+}
+
+fn outside(error: vm_memory::GuestMemoryError) -> Broken {
+    Broken::new(error.to_string())
 }
 
 fn broken(error: vq::Error) -> Broken {
