@@ -2,9 +2,11 @@
 # The test guest's init. In: the kernel command line, whose unknown words the kernel hands over as environment.
 #   run="COMMAND"  run COMMAND with sh in the background, its output on the console; its end is told as `run status=N`
 #   shell=1        an interactive shell instead of ticks; leaving it powers the machine off
+#   modules=A,B    load these modules too; the drivers of the machine's virtio devices are loaded unasked
+#   tools=vdb      mount that disk read-only on /mnt; Debian's programs in its directory tools are then on PATH
 # Out: one line `ready kernel=R boot_id=U cpus=N`, then `tick N` about five times a second, and `input LINE` for each line
 # typed on the console. Holds: it never ends, since the kernel panics when init does.
-export PATH=/bin:/sbin HOME=/root
+export PATH=/tools/bin:/bin:/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
@@ -14,6 +16,20 @@ hostname guest
 
 # Binds to the ACPI device QEMU0001 if the machine has one; a kernel's panic is then told through it.
 modprobe pvpanic_mmio
+
+# An absent device costs nothing: virtio_mmio is asked for if ACPI knows such a device, and then each device's own driver.
+if [ -e /sys/bus/acpi/devices/LNRO0005:00 ]; then
+	modprobe virtio_mmio
+	# shellcheck disable=SC2046 # One word for each device. What is built in, modprobe does not know.
+	modprobe -qa $(cat /sys/bus/virtio/devices/*/modalias)
+fi
+if [ -n "$modules" ]; then
+	# shellcheck disable=SC2046 # One word for each module.
+	modprobe -a $(echo "$modules" | tr , ' ')
+fi
+if [ -n "$tools" ]; then
+	mount -t ext4 -o ro "/dev/$tools" /mnt
+fi
 
 echo "ready kernel=$(uname -r) boot_id=$(cat /proc/sys/kernel/random/boot_id) cpus=$(nproc)"
 

@@ -131,9 +131,10 @@ impl Initramfs {
         Ok(self)
     }
 
-    /// Adds kernel modules and all they need as `/lib/modules/<release>/<name>.ko`, unpacked, with a `modules.dep` so that
-    /// busybox's `modprobe` knows their order. What the kernel has built in is left out. Calls for the same kernel add
-    /// up only if a later one repeats the names of the earlier.
+    /// Adds kernel modules and all they need as `/lib/modules/<release>/<name>.ko`, unpacked, with a `modules.dep` and a
+    /// `modules.alias` so that busybox's `modprobe` knows their order and what they are for; it is at `/sbin/modprobe` too,
+    /// where the kernel looks for it. What the kernel has built in is left out. Calls for the same kernel add up only if a
+    /// later one repeats the names of the earlier.
     ///
     /// # Errors
     /// The kernel has no such module.
@@ -141,10 +142,21 @@ impl Initramfs {
         let order = modules::load_order(kernel, names)?;
         let dir = format!("lib/modules/{}", kernel.release);
         self.file(&format!("{dir}/modules.dep"), 0o644, modules_dep(&order));
+        self.file(&format!("{dir}/modules.alias"), 0o644, modules_alias(&order));
+        self.symlink("sbin/modprobe", "../bin/busybox");
         for module in order {
             self.file(&format!("{dir}/{}.ko", module.name), 0o644, module.bytes);
         }
         Ok(self)
+    }
+
+    /// Makes Debian's dynamically linked programs runnable once a disk with them is mounted: `/tools` has to lead to a
+    /// directory with `bin`, `lib` (the shared libraries) and `lib64` (the dynamic loader). They take no space here.
+    pub fn debian_tools(&mut self) -> &mut Initramfs {
+        self.symlink("lib64", "tools/lib64").symlink("lib/x86_64-linux-gnu", "/tools/lib");
+        // tcpdump looks for a user of its name to become; there is nobody but root here.
+        self.file("etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\ntcpdump:x:0:0::/:/bin/false\n");
+        self.file("etc/group", 0o644, "root:x:0:\n")
     }
 
     /// Writes the archive.
@@ -226,6 +238,15 @@ fn modules_dep(order: &[Module]) -> String {
     order.iter().map(line).collect()
 }
 
+/// depmod's format: `alias`, a pattern, a module.
+fn modules_alias(order: &[Module]) -> String {
+    let lines = |module: &Module| {
+        let lines = module.aliases.iter().map(|alias| format!("alias {alias} {}\n", module.name));
+        lines.collect::<String>()
+    };
+    order.iter().map(lines).collect()
+}
+
 /// Whether `module` needs `name`, directly or not. Ends because a module's needs stand before it in `order`.
 fn needs(order: &[Module], module: &Module, name: &str) -> bool {
     let before = order.iter().take_while(|other| other.name != module.name);
@@ -234,88 +255,4 @@ fn needs(order: &[Module], module: &Module, name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    type Read = (String, u32, (u32, u32), Vec<u8>);
-
-    fn archive(initramfs: &Initramfs) -> Vec<u8> {
-        let mut out = Vec::new();
-        initramfs.write_to(&mut out).unwrap();
-        out
-    }
-
-    /// A reader of its own, after buffer-format.rst: 110 bytes of ASCII header, name and data each padded to 4 bytes.
-    fn read(archive: &[u8]) -> Vec<Read> {
-        let (mut at, mut entries) = (0, Vec::new());
-        loop {
-            assert_eq!(&archive[at..at + 6], b"070701");
-            let field = |n: usize| {
-                let digits = &archive[at + 6 + 8 * n..at + 14 + 8 * n];
-                u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
-            };
-            let (size, name_size) = (field(6) as usize, field(11) as usize);
-            let name = String::from_utf8(archive[at + 110..at + 109 + name_size].to_vec()).unwrap();
-            let data = (at + 110 + name_size).next_multiple_of(4);
-            if name == "TRAILER!!!" {
-                return entries;
-            }
-            let bytes = archive[data..data + size].to_vec();
-            assert_eq!(field(5), 0, "{name} has a time");
-            entries.push((name, field(1), (field(9), field(10)), bytes));
-            at = (data + size).next_multiple_of(4);
-        }
-    }
-
-    #[test]
-    fn what_goes_in_is_read_back() {
-        let source = tempfile::NamedTempFile::new().unwrap();
-        fs::write(source.path(), "from a file").unwrap();
-        fs::set_permissions(source.path(), fs::Permissions::from_mode(0o750)).unwrap();
-        let mut initramfs = Initramfs::default();
-        initramfs.file("/a/b/c", 0o640, "text").symlink("a/link", "b/c");
-        initramfs.device("dev/null", CHARACTER_DEVICE | 0o666, 1, 3).copy("x", source.path()).unwrap();
-        let node =
-            |name: &str, mode, device, data: &str| (name.to_owned(), mode, device, data.as_bytes().to_vec());
-        let expected = [
-            node("a", 0o040_755, (0, 0), ""),
-            node("a/b", 0o040_755, (0, 0), ""),
-            node("a/b/c", 0o100_640, (0, 0), "text"),
-            node("a/link", 0o120_777, (0, 0), "b/c"),
-            node("dev", 0o040_755, (0, 0), ""),
-            node("dev/null", 0o020_666, (1, 3), ""),
-            node("x", 0o100_750, (0, 0), "from a file"),
-        ];
-        assert_eq!(read(&archive(&initramfs)), expected);
-    }
-
-    #[test]
-    fn the_order_of_adding_does_not_show() {
-        let mut one = Initramfs::new();
-        one.file("a", 0o644, "1").file("b/c", 0o644, "2");
-        let mut other = Initramfs::default();
-        other.file("b/c", 0o644, "2").file("a", 0o644, "1");
-        other.entries.extend(Initramfs::new().entries);
-        assert_eq!(archive(&one), archive(&other));
-    }
-
-    #[test]
-    fn a_directory_does_not_go_in_as_a_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = Initramfs::new().copy("x", dir.path()).unwrap_err().to_string();
-        assert!(error.contains("it is no regular file"), "{error}");
-    }
-
-    #[test]
-    fn modules_dep_names_all_needs_nearest_first() {
-        let module = |name: &str, depends: &[&str]| Module {
-            name: name.to_owned(),
-            depends: depends.iter().map(|name| (*name).to_owned()).collect(),
-            bytes: Vec::new(),
-        };
-        let order =
-            [module("irqbypass", &[]), module("kvm", &["irqbypass"]), module("kvm_amd", &["kvm", "ccp"])];
-        let expected = "irqbypass.ko:\nkvm.ko: irqbypass.ko\nkvm_amd.ko: kvm.ko irqbypass.ko\n";
-        assert_eq!(modules_dep(&order), expected);
-    }
-}
+mod tests;

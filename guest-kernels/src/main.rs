@@ -33,9 +33,9 @@ enum Verb {
         /// Copy it there too.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// The static program to put at /bin/witness.
-        #[arg(long, value_name = "FILE")]
-        witness: Option<PathBuf>,
+        /// A static program to put into /bin; may be given again.
+        #[arg(long = "program", value_name = "FILE")]
+        programs: Vec<PathBuf>,
     },
 }
 
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Fetch { names } => fetch(&names),
         Verb::List => list(),
-        Verb::Initrd { name, out, witness } => initrd(&name, out.as_deref(), witness.as_deref()),
+        Verb::Initrd { name, out, programs } => initrd(&name, out.as_deref(), &programs),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -80,8 +80,9 @@ fn list() -> Result<()> {
     Ok(())
 }
 
-fn initrd(name: &str, out: Option<&Path>, witness: Option<&Path>) -> Result<()> {
-    let path = guest_kernels::test_initrd(&guest_kernels::ensure(name)?, witness)?;
+fn initrd(name: &str, out: Option<&Path>, programs: &[PathBuf]) -> Result<()> {
+    let programs: Vec<&Path> = programs.iter().map(PathBuf::as_path).collect();
+    let path = guest_kernels::test_initrd(&guest_kernels::ensure(name)?, &programs)?;
     if let Some(out) = out {
         std::fs::copy(&path, out).with_context(|| format!("cannot write {}", out.display()))?;
     }

@@ -23,6 +23,8 @@ pub struct Module {
     pub name: String,
     /// Names of the modules it needs, with underscores.
     pub depends: Vec<String>,
+    /// Patterns of the devices and protocols that it is for, `virtio:d00000002v*` for example.
+    pub aliases: Vec<String>,
     /// The ELF object, as the kernel takes it, without Debian's signature.
     pub bytes: Vec<u8>,
 }
@@ -87,8 +89,9 @@ impl Tree {
         };
         let mut bytes = unpack(path).with_context(|| format!("cannot read {}", path.display()))?;
         bytes.truncate(bytes.len() - signature_len(&bytes));
-        let depends = depends(&bytes).with_context(|| format!("{} is no kernel module", path.display()))?;
-        Ok(Some(Module { name: name.to_owned(), depends, bytes }))
+        let modinfo = modinfo(&bytes).with_context(|| format!("{} is no kernel module", path.display()))?;
+        let (depends, aliases) = (parse_depends(modinfo), parse_aliases(modinfo));
+        Ok(Some(Module { name: name.to_owned(), depends, aliases, bytes }))
     }
 }
 
@@ -137,17 +140,23 @@ fn signature_len(module: &[u8]) -> usize {
     if len > module.len() { 0 } else { len }
 }
 
-/// The `depends=` of a module's `.modinfo`, which is a list of NUL-terminated `key=value`.
-fn depends(module: &[u8]) -> Result<Vec<String>> {
+/// A module's `.modinfo`, which is a list of NUL-terminated `key=value`.
+fn modinfo(module: &[u8]) -> Result<&[u8]> {
     let elf = object::File::parse(module)?;
-    let modinfo = elf.section_by_name(".modinfo").context("it has no .modinfo section")?.data()?;
-    Ok(parse_depends(modinfo))
+    Ok(elf.section_by_name(".modinfo").context("it has no .modinfo section")?.data()?)
+}
+
+fn values<'a>(modinfo: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    modinfo.split(|&byte| byte == 0).filter_map(move |item| item.strip_prefix(key)?.strip_prefix(b"="))
 }
 
 fn parse_depends(modinfo: &[u8]) -> Vec<String> {
-    let values = modinfo.split(|&byte| byte == 0).filter_map(|item| item.strip_prefix(b"depends="));
-    let names = values.flat_map(|value| value.split(|&byte| byte == b','));
+    let names = values(modinfo, b"depends").flat_map(|value| value.split(|&byte| byte == b','));
     names.filter(|name| !name.is_empty()).map(|name| normal(&String::from_utf8_lossy(name))).collect()
+}
+
+fn parse_aliases(modinfo: &[u8]) -> Vec<String> {
+    values(modinfo, b"alias").map(|alias| String::from_utf8_lossy(alias).into_owned()).collect()
 }
 
 #[cfg(test)]
@@ -164,6 +173,10 @@ mod tests {
         assert_eq!(signature_len(SIGNATURE_MAGIC), 0);
     }
 
+    fn module(name: &str, depends: Vec<String>) -> Module {
+        Module { name: name.to_owned(), depends, aliases: Vec::new(), bytes: Vec::new() }
+    }
+
     #[test]
     fn a_module_comes_after_what_it_needs_and_only_once() {
         let needs = BTreeMap::from([
@@ -174,7 +187,7 @@ mod tests {
         ]);
         let mut load = |name: &str| {
             let depends = needs.get(name).map(|needs| needs.iter().map(|need| (*need).to_owned()).collect());
-            Ok(depends.map(|depends| Module { name: name.to_owned(), depends, bytes: Vec::new() }))
+            Ok(depends.map(|depends| module(name, depends)))
         };
         let (mut seen, mut order) = (BTreeSet::new(), Vec::new());
         visit("kvm_amd", &mut seen, &mut order, &mut load).unwrap();
@@ -187,7 +200,7 @@ mod tests {
     fn modules_that_need_each_other_do_not_hang() {
         let mut load = |name: &str| {
             let other = if name == "a" { "b" } else { "a" };
-            Ok(Some(Module { name: name.to_owned(), depends: vec![other.to_owned()], bytes: Vec::new() }))
+            Ok(Some(module(name, vec![other.to_owned()])))
         };
         let mut order = Vec::new();
         visit("a", &mut BTreeSet::new(), &mut order, &mut load).unwrap();
@@ -198,6 +211,12 @@ mod tests {
     fn dependencies_are_split_at_commas() {
         assert_eq!(parse_depends(b"license=GPL\0depends=kvm,a-b\0name=x\0"), ["kvm", "a_b"]);
         assert!(parse_depends(b"depends=\0").is_empty());
+    }
+
+    #[test]
+    fn every_alias_counts() {
+        let modinfo = b"alias=acpi*:LNRO0005:*\0aliases=no\0alias=virtio:d00000002v*\0depends=\0";
+        assert_eq!(parse_aliases(modinfo), ["acpi*:LNRO0005:*", "virtio:d00000002v*"]);
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn choose() -> Result<ExitCode> {
 /// The kernel from the cache.
 fn fetched(version: &str) -> Result<Guest> {
     let kernel = guest_kernels::ensure(version)?;
-    let initrd = guest_kernels::test_initrd(&kernel, None)?;
+    let initrd = guest_kernels::test_initrd(&kernel, &[])?;
     Ok(Guest::linux(version, SAYS_BOOT_ID).files(kernel.vmlinux, initrd))
 }
 

@@ -1,10 +1,10 @@
 //! What is in the lab.
 //!
 //! In: a host kernel, our programs, a command, a directory of the caller's. Out: an initramfs in a file without a name, and a
-//! disk with the guest kernels that is made once. Holds: the command arrives byte for byte.
+//! disk with the guest kernels and Debian's tools that is made once. Holds: the command arrives byte for byte.
 
 use super::programs::Programs;
-use super::{packages, qemu, terminal};
+use super::{packages, qemu, terminal, tools};
 use anyhow::{Context, Result, ensure};
 use guest_kernels::{Initramfs, StockKernel};
 use std::fs::{self, File};
@@ -13,15 +13,17 @@ use std::path::{Path, PathBuf};
 
 /// The first program of the lab.
 const INIT: &str = include_str!("init.sh");
-/// Modules of every lab: what guests' networks, sockets and disks need on the host side.
-const MODULES: [&str; 3] = ["tun", "vhost_vsock", "loop"];
+/// Debian's busybox takes a name for its own applet wherever it can; its `ip` has no tap devices and its `mke2fs` no ext4.
+const PROFILE: &str = "ip() { /tools/bin/ip \"$@\"; }\nmke2fs() { /tools/bin/mke2fs \"$@\"; }\n";
+/// Modules of every lab: what guests' networks, sockets and disks need on the host side. The kernel loads them on demand.
+const MODULES: [&str; 7] = ["tun", "veth", "bridge", "vhost_vsock", "vsock_loopback", "loop", "tcp_diag"];
 
 /// How a lane's machine is wired.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wiring {
     /// The device that carries the command's output and, in an interactive session, is its terminal.
     pub(super) channel: &'static str,
-    /// The block device with the guest kernels.
+    /// The block device with the guest kernels and the tools.
     pub(super) kernels: &'static str,
     /// Modules that these two need.
     pub(super) modules: &'static [&'static str],
@@ -46,7 +48,7 @@ impl Contents<'_> {
         let mut initramfs = Initramfs::new();
         initramfs.busybox()?.file("init", 0o755, INIT).copy("bin/vmm", &self.programs.vmm)?;
         initramfs.modules(self.kernel, &self.modules())?;
-        initramfs.file("lab/settings", 0o644, self.settings()?);
+        initramfs.file("lab/settings", 0o644, self.settings()?).file("lab/profile", 0o644, PROFILE);
         if let Some(command) = self.command {
             initramfs.file("lab/run", 0o644, command);
         }
@@ -80,13 +82,13 @@ impl Contents<'_> {
     fn add_guests(&self, initramfs: &mut Initramfs) -> Result<()> {
         for kernel in guest_kernels::all()? {
             let dir = format!("guests/{}", kernel.name);
-            let initrd = guest_kernels::test_initrd(&kernel, Some(&self.programs.witness))?;
+            let initrd = guest_kernels::test_initrd(&kernel, &[&self.programs.witness])?;
             initramfs.copy(&format!("{dir}/initrd"), &initrd)?;
             for file in ["vmlinuz", "vmlinux"] {
                 initramfs.symlink(&format!("{dir}/{file}"), &format!("/lab/kernels/{}/{file}", kernel.name));
             }
         }
-        initramfs.dir("lab/kernels");
+        initramfs.dir("lab/kernels").debian_tools().symlink("tools", "lab/kernels/tools");
         Ok(())
     }
 }
@@ -98,18 +100,19 @@ fn write(initramfs: &Initramfs) -> Result<File> {
     Ok(out.into_inner()?)
 }
 
-/// An ext4 image in the cache with `<name>/vmlinuz` and `<name>/vmlinux` of each guest kernel.
-pub(super) fn kernels_disk() -> Result<PathBuf> {
+/// An ext4 image in the cache with `<name>/vmlinuz` and `<name>/vmlinux` of each guest kernel, and the tools in `tools/`.
+pub(super) fn disk() -> Result<PathBuf> {
     let kernels = guest_kernels::all()?;
-    let releases: Vec<&str> = kernels.iter().map(|kernel| kernel.release.as_str()).collect();
-    let dir = guest_kernels::cache_dir()?.join(format!("lab-kernels-{}", releases.join("-")));
+    let contents: Vec<&str> =
+        kernels.iter().map(|kernel| kernel.release.as_str()).chain(tools::NAMES).collect();
+    let dir = guest_kernels::cache_dir()?.join(format!("lab-disk-{}", contents.join("-")));
     guest_kernels::publish(&dir, |dir| make_disk(&kernels, dir).context("cannot make the lab's disk"))?;
     Ok(dir.join("disk"))
 }
 
 fn make_disk(kernels: &[StockKernel], dir: &Path) -> Result<()> {
     let tree = dir.join("tree");
-    let mut bytes = 0;
+    let mut bytes = tools::install(&tree.join("tools"))?;
     for kernel in kernels {
         let inside = tree.join(&kernel.name);
         fs::create_dir_all(&inside)?;

@@ -7,12 +7,16 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mkdir -p /dev/pts /dev/shm
+mkdir -p /dev/pts /dev/shm /dev/net
 mount -t devpts devpts /dev/pts
 mount -t tmpfs -o size=90%,mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o size=90%,mode=1777 tmpfs /tmp
 ip link set lo up
 hostname lab
+# Opening one of these has the kernel load its module.
+mknod /dev/net/tun c 10 200
+mknod /dev/loop-control c 10 237
+mknod /dev/vhost-vsock c 10 241
 # A guest's RAM is promised whole and touched in part.
 echo 1 > /proc/sys/vm/overcommit_memory
 
@@ -50,18 +54,20 @@ wait_for "$channel" || exit 1
 wait_for "$kernels" || exit 1
 mount -t ext4 -o ro "$kernels" /lab/kernels || exit 1
 
-export HOME=/root PATH=/bin:/sbin TERM="${TERM:-linux}"
+# The same disk under one name on both lanes: a guest finds Debian's tools on it.
+ln -s "$kernels" /lab/disk
+export HOME=/root PATH=/tools/bin:/bin:/sbin TERM="${TERM:-linux}"
 cd /tmp || exit 1
 exec 3<>"$channel"
 # A serial port starts at 9600 baud; no other kind of channel minds.
 stty 115200 <&3 2>/dev/null
 if [ -e /lab/run ]; then
     stty raw <&3 2>/dev/null
-    setsid sh /lab/run </dev/null >&3 2>&1 3<&-
+    setsid sh -c '. /lab/profile; . /lab/run' </dev/null >&3 2>&1 3<&-
     status=$?
 else
     stty rows "$rows" cols "$columns" <&3
-    export PS1='lab:\w# '
+    export PS1='lab:\w# ' ENV=/lab/profile
     setsid -c sh <"$channel" >"$channel" 2>&1 3<&-
     status=$?
     # The end of its session hung up the terminal under everyone.

@@ -19,6 +19,7 @@ mod qemu;
 mod session;
 mod stream;
 mod terminal;
+mod tools;
 mod turn;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -118,7 +119,7 @@ struct Setup {
     kernel: guest_kernels::StockKernel,
     /// Has no name: it goes when it is closed.
     initramfs: File,
-    /// An ext4 image with the guest kernels.
+    /// An ext4 image with the guest kernels and the tools.
     kernels: PathBuf,
     /// Has no name either; the machine's kernel and emulator write to it.
     log: File,
@@ -248,7 +249,7 @@ impl Lab {
         };
         let initramfs = contents.initramfs()?;
         let log = tempfile::tempfile().context("cannot make a file for the lab's log")?;
-        let kernels = image::kernels_disk()?;
+        let kernels = image::disk()?;
         Ok((Setup { kernel, initramfs, kernels, log, interactive: command.is_none() }, token))
     }
 }

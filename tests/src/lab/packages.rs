@@ -9,7 +9,7 @@ use guest_kernels::Archive;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// Where Debian's releases put the dynamic loader, newest first.
 const LOADERS: [&str; 3] = [
@@ -45,12 +45,30 @@ impl Packages {
 
     /// A command that runs a program of the packages, `usr/bin/x` for example.
     pub(super) fn command(&self, program: &str) -> Result<Command> {
+        let mut command = self.loader_command()?;
+        command.arg(self.root.join(program));
+        Ok(command)
+    }
+
+    /// The dynamic loader.
+    pub(super) fn loader(&self) -> Result<PathBuf> {
         let loader = LOADERS.iter().map(|path| self.root.join(path)).find(|path| path.is_file());
-        let loader = loader.with_context(|| format!("no dynamic loader in {}", self.root.display()))?;
+        loader.with_context(|| format!("no dynamic loader in {}", self.root.display()))
+    }
+
+    /// The shared libraries that a program needs, each by the name that it needs them under.
+    pub(super) fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let mut list = self.loader_command()?;
+        let output = run(list.arg("--list").arg(program))?;
+        Ok(parse_libraries(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// The loader, told where the packages' libraries are.
+    fn loader_command(&self) -> Result<Command> {
         let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| self.root.join(path));
         let libraries: Vec<&OsStr> = libraries.iter().map(|path| path.as_os_str()).collect();
-        let mut command = Command::new(loader);
-        command.arg("--library-path").arg(libraries.join(OsStr::new(":"))).arg(self.root.join(program));
+        let mut command = Command::new(self.loader()?);
+        command.arg("--library-path").arg(libraries.join(OsStr::new(":")));
         Ok(command)
     }
 }
@@ -78,11 +96,20 @@ fn download(archive: &Archive, packages: &[&str], debs: &Path) -> Result<()> {
     apt.arg("-o").arg(format!("Dir::Cache::archives={}", debs.display()));
     apt.args(["-o", "Dir::Etc::preferences=/dev/null", "-o", "Dir::Etc::preferencesparts=/dev/null"]);
     apt.args(["-o", "Debug::NoLocking=true", "-o", "APT::Keep-Downloaded-Packages=true"]);
-    run(apt.args(["install", "--download-only", "--no-install-recommends", "-qq", "-y"]).args(packages))
+    run(apt.args(["install", "--download-only", "--no-install-recommends", "-qq", "-y"]).args(packages))?;
+    Ok(())
+}
+
+/// The lines `name => path (address)` of the loader's listing.
+fn parse_libraries(listing: &str) -> Vec<(String, PathBuf)> {
+    let lines = listing.lines().filter_map(|line| line.trim().split_once(" => "));
+    let libraries =
+        lines.filter_map(|(name, rest)| Some((name.to_owned(), rest.rsplit_once(" (")?.0.into())));
+    libraries.collect()
 }
 
 /// Runs a program to its end; its complaint is the error.
-pub(super) fn run(command: &mut Command) -> Result<()> {
+pub(super) fn run(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
@@ -90,5 +117,16 @@ pub(super) fn run(command: &mut Command) -> Result<()> {
         let error = stderr.lines().find(|line| line.starts_with("E:")).or(stderr.lines().last());
         bail!("{program} failed ({}): {}", output.status, error.unwrap_or("it didn't say why"));
     }
-    Ok(())
+    Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loaders_listing_is_read() {
+        let listing = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /a b/libc.so.6 (0x00007f)\n\t/lib64/ld.so (0x7f)\n";
+        assert_eq!(parse_libraries(listing), [("libc.so.6".to_owned(), PathBuf::from("/a b/libc.so.6"))]);
+    }
 }

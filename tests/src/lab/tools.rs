@@ -1,0 +1,51 @@
+//! Debian's programs that stories use, in the lab and in its guests.
+//!
+//! In: the names below. Out: a directory `bin`, `lib`, `lib64` with those programs, the shared libraries they need and
+//! the dynamic loader. Holds: it works wherever `/tools` leads to it and `/lib64` and `/lib/x86_64-linux-gnu` lead to
+//! its parts, which [`guest_kernels::Initramfs::debian_tools`] sees to.
+
+use super::packages::Packages;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Programs for networks, file systems and databases. busybox has no tap devices, no ext4, and no network namespaces by name.
+pub(super) const NAMES: [&str; 10] =
+    ["ip", "ss", "mke2fs", "e2fsck", "debugfs", "dumpe2fs", "resize2fs", "tcpdump", "sqlite3", "iperf3"];
+/// Names by which some are called too; they see them as options.
+const LINKS: [(&str, &str); 2] = [("mkfs.ext4", "mke2fs"), ("fsck.ext4", "e2fsck")];
+const PACKAGES: [&str; 5] = ["iproute2", "e2fsprogs", "tcpdump", "sqlite3", "iperf3"];
+const SUITE: &str = "trixie";
+
+/// Makes the directory and returns how many bytes it has.
+pub(super) fn install(dir: &Path) -> Result<u64> {
+    let packages = Packages::ensure("lab-tools", SUITE, &PACKAGES)?;
+    for sub in ["bin", "lib", "lib64"] {
+        fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let mut bytes = copy(&packages.loader()?, &dir.join("lib64/ld-linux-x86-64.so.2"))?;
+    for name in NAMES {
+        let program = find(&packages, name)?;
+        bytes += copy(&program, &dir.join("bin").join(name))?;
+        for (library, path) in packages.libraries(&program)? {
+            bytes += copy(&path, &dir.join("lib").join(library))?;
+        }
+    }
+    for (link, name) in LINKS {
+        std::os::unix::fs::symlink(name, dir.join("bin").join(link))?;
+    }
+    Ok(bytes)
+}
+
+fn find(packages: &Packages, name: &str) -> Result<PathBuf> {
+    let places = ["usr/bin", "usr/sbin", "bin", "sbin"].map(|place| packages.path(place).join(name));
+    places.into_iter().find(|path| path.is_file()).with_context(|| format!("no package has {name}"))
+}
+
+/// Copies a file unless it is there, and returns how many bytes were copied.
+fn copy(from: &Path, to: &Path) -> Result<u64> {
+    if to.exists() {
+        return Ok(0);
+    }
+    fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
