@@ -86,7 +86,12 @@ fn the_lab_has_what_its_users_count_on() {
         "grep -q '^tmpfs /tmp ' /proc/mounts",
         "test -s /guests/6.1/vmlinuz -a -s /guests/6.12/vmlinux -a -s /guests/7.2/initrd",
         "test -d /extra",
-        "modprobe tun && test -c /dev/net/tun",
+        "ip tuntap add tap0 mode tap && ip link set tap0 up",
+        "ip netns add far && ip link add near type veth peer name far netns far",
+        "truncate -s 16M disk && mkfs.ext4 -q disk && e2fsck -fn disk && mkdir m && mount -o loop disk m",
+        "test \"$(sqlite3 :memory: 'select 6 * 7')\" = 42",
+        "tcpdump --version && ss -tan && iperf3 --version",
+        "test -b /lab/disk",
     ];
     let script: String =
         checks.iter().map(|check| format!("({check}) >/dev/null 2>&1 || echo \"{check}\"\n")).collect();
