@@ -101,6 +101,9 @@ pub struct Status {
     pub pid: u32,
     /// The VMM's version.
     pub version: String,
+    /// The socket file of the guest's vsock device, absolute; none if it has no such device.
+    #[serde(default)]
+    pub vsock: Option<PathBuf>,
 }
 
 /// A few lines for a person, without control characters, which would speak to the reader's terminal.
@@ -118,6 +121,9 @@ impl fmt::Display for Status {
             writeln!(f, "balloon  {actual} of {target}")?;
         }
         writeln!(f, "uptime   {:.1} s", self.uptime_seconds)?;
+        if let Some(path) = &self.vsock {
+            writeln!(f, "vsock    {}", printable(&path.display().to_string()))?;
+        }
         write!(f, "process  {}, version {}", self.pid, printable(&self.version))
     }
 }

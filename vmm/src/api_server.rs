@@ -11,8 +11,8 @@
 //! ```
 
 use crate::api::{self, ApiCall, ApiError, Command, Reply};
-use crate::api_socket::{SocketError, SocketFile};
 use crate::http::{Connection, HttpError, Request};
+use crate::socket_file::{SocketError, SocketFile};
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
@@ -25,6 +25,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
+/// What its socket is called in errors.
+const API_SOCKET: &str = "API socket";
 /// The most connections at a time.
 pub const CONNECTIONS_MAX: usize = 16;
 /// How long a request may take to arrive, and a response to be taken.
@@ -60,8 +62,8 @@ impl ApiServer {
     /// # Errors
     /// The path can't be a socket's, is taken, or the system has no thread left.
     pub fn start(path: &Path, calls: Sender<ApiCall>, wake: EventFd) -> Result<Self, SocketError> {
-        let (file, listener) = SocketFile::listen(path)?;
-        let refused = |source| SocketError::Io { path: path.into(), source };
+        let (file, listener) = SocketFile::listen(API_SOCKET, path)?;
+        let refused = |source| SocketError::Io { what: API_SOCKET, path: path.into(), source };
         let shared = Arc::new(Shared {
             calls: Mutex::new(calls),
             wake,

@@ -15,6 +15,7 @@ use devices::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, TryLockError};
 
 /// The state of every device.
@@ -113,6 +114,11 @@ impl Board {
             exit: (),
             virtio: self.virtio.save(),
         }
+    }
+
+    /// The socket file of the vsock device, if there is one.
+    pub fn vsock_path(&self) -> Option<&Path> {
+        self.virtio.vsock_path()
     }
 
     /// Lets the devices work that do so by themselves.

@@ -6,6 +6,7 @@
 use crate::api::Then;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::kernel::ProtocolChoice;
+use crate::vsock::{self, VsockWish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -89,6 +90,9 @@ pub struct Run {
     /// The console on standard input and output; COM1's output is shown in any case
     #[arg(long, value_enum, default_value_t = ConsoleChoice::Serial)]
     pub console: ConsoleChoice,
+    /// Give the guest sockets to the host (virtio-vsock), behind Unix sockets at PATH and PATH_PORT
+    #[arg(long, value_name = "PATH[,cid=N]", value_parser = vsock::parse)]
+    pub vsock: Option<VsockWish>,
     /// Start Linux even where this host's KVM cannot run it
     #[arg(long)]
     pub force: bool,
@@ -105,6 +109,9 @@ pub struct Restore {
     /// Do not let the guest run until `vmm resume`
     #[arg(long, requires = "socket")]
     pub paused: bool,
+    /// Put the vsock device's Unix socket here, instead of where the snapshot says
+    #[arg(long, value_name = "PATH", value_parser = vsock::parse_path)]
+    pub vsock: Option<PathBuf>,
     /// Where to listen for control
     #[command(flatten)]
     pub api: ApiSocket,

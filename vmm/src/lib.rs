@@ -27,7 +27,10 @@ pub mod panic_watch;
 pub mod io_thread;
 pub mod discard;
 pub mod console_thread;
+pub mod socket_file;
+pub mod vsock;
 pub mod virtio;
+pub mod overrides;
 pub mod board;
 pub mod machine;
 // Keeping.
@@ -43,7 +46,6 @@ pub mod signals;
 pub mod terminal;
 pub mod http;
 pub mod api;
-pub mod api_socket;
 pub mod api_server;
 pub mod client;
 pub mod inspect;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use devices::virtio::MmioState;
+use devices::virtio::{MmioState, VsockState};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ use vmm::console_out::ConsoleOut;
 use vmm::machine::Machine;
 use vmm::monitor::{Calls, Inputs, Monitor};
 use vmm::outcome::Outcome;
+use vmm::overrides::Overrides;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
@@ -85,13 +86,18 @@ fn devices(args: &Run) -> Vec<SlotState> {
     let balloon = args.balloon.then(|| slot("balloon", DeviceState::Balloon(MmioState::default())));
     let virtio = args.console == ConsoleChoice::Virtio;
     let console = virtio.then(|| slot("console", DeviceState::Console(MmioState::default())));
-    [rng, balloon, console].into_iter().flatten().collect()
+    let vsock = args.vsock.as_ref().map(|wish| {
+        let state = MmioState { registers: None, device: VsockState::new(wish.cid) };
+        slot("vsock", DeviceState::Vsock { path: wish.path.clone(), state })
+    });
+    [rng, balloon, console, vsock].into_iter().flatten().collect()
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {
     let kvm = vm::open()?;
     let snapshot = load::open(&args.file)?;
-    operate(&args.api, &args.file, args.paused, |ends| Ok(start::restore(&kvm, &snapshot, ends)?))
+    let overrides = Overrides { vsock: args.vsock.clone() };
+    operate(&args.api, &args.file, args.paused, |ends| Ok(start::restore(&kvm, &snapshot, overrides, ends)?))
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.

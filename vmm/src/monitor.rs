@@ -204,6 +204,7 @@ impl Monitor {
             uptime_seconds: self.machine.started().elapsed().as_secs_f64(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            vsock: self.machine.board().vsock_path().map(Into::into),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::config::{self, ConfigError, Shape};
 use crate::kvm::Ioctl;
 use crate::load::{self, LoadError};
 use crate::machine::Machine;
+use crate::overrides::{OverrideError, Overrides};
 use crate::ram::{GuestRam, RamError};
 use crate::restore::{HostEnds, RestoreError};
 use crate::vcpu_state::VcpuState;
@@ -33,6 +34,9 @@ pub enum StartError {
     /// The snapshot.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What was to be taken in place of what the snapshot names.
+    #[error(transparent)]
+    Override(#[from] OverrideError),
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
@@ -71,12 +75,18 @@ pub fn boot(
     Ok(Machine::from_state(kvm, &state, ram, ends)?)
 }
 
-/// Restores a snapshot, all of which but RAM has been checked.
+/// Restores a snapshot, all of which but RAM has been checked, with some of the host's ends replaced.
 ///
 /// # Errors
 /// A host that lacks what the guest was promised, or won't take its state.
-pub fn restore(kvm: &Kvm, snapshot: &Snapshot, ends: HostEnds) -> Result<Machine, StartError> {
-    let state = load::state(snapshot)?;
+pub fn restore(
+    kvm: &Kvm,
+    snapshot: &Snapshot,
+    overrides: Overrides,
+    ends: HostEnds,
+) -> Result<Machine, StartError> {
+    let mut state = load::state(snapshot)?;
+    overrides.apply(&mut state.board.virtio)?;
     load::check_host(kvm, snapshot, &state)?;
     let refused = |source| StartError::State { path: snapshot.path().to_owned(), source };
     Machine::from_state(kvm, &state, load::ram(snapshot)?, ends).map_err(refused)

@@ -11,15 +11,18 @@ use crate::io_thread::{IoThread, Window};
 use crate::layout;
 use crate::panic_watch::PanicWatch;
 use crate::ram::GuestRam;
+use crate::socket_file::SocketFile;
+use crate::vsock::{self, VsockError};
 use devices::virtio::{
     Balloon, BalloonState, Console, ConsoleState, Device, Discard, Entropy, Mmio, MmioHost, MmioState,
-    Output, QUEUE_NOTIFY, Rng, Transport,
+    Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost, VsockState,
 };
 use devices::{Bus, BusError, Interrupt, Persist, lock};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,6 +45,13 @@ pub enum DeviceState {
     Balloon(MmioState<BalloonState>),
     /// A console, on standard output.
     Console(MmioState<ConsoleState>),
+    /// Sockets between the guest and the host.
+    Vsock {
+        /// The socket file that clients of the host come to.
+        path: PathBuf,
+        /// The device.
+        state: MmioState<VsockState>,
+    },
 }
 
 /// Why devices could not be had.
@@ -71,6 +81,14 @@ pub enum VirtioError {
         id: String,
         /// What the host said.
         source: io::Error,
+    },
+    /// A vsock device's socket file.
+    #[error("device `{id}`: {source}")]
+    Vsock {
+        /// Which.
+        id: String,
+        /// Why there is none.
+        source: VsockError,
     },
     /// No thread.
     #[error("cannot start the I/O thread")]
@@ -107,6 +125,7 @@ enum Attached {
     Rng(Arc<Mutex<Mmio<Rng>>>),
     Balloon(Arc<Mutex<Mmio<Balloon>>>),
     Console(Arc<Mutex<Mmio<Console>>>),
+    Vsock(Arc<Mutex<Mmio<Vsock>>>, SocketFile),
 }
 
 /// How long I/O under way is waited for before a capture.
@@ -134,6 +153,14 @@ impl Virtio {
     pub fn save(&self) -> Vec<SlotState> {
         let state = |slot: &Slot| SlotState { id: slot.id.clone(), device: slot.device.save() };
         self.slots.iter().map(state).collect()
+    }
+
+    /// The socket file of the vsock device, if there is one.
+    pub fn vsock_path(&self) -> Option<&Path> {
+        self.slots.iter().find_map(|slot| match &slot.device {
+            Attached::Vsock(_, file) => Some(file.path()),
+            _ => None,
+        })
     }
 
     /// Lets the devices work.
@@ -211,6 +238,9 @@ impl Attached {
             Self::Rng(device) => DeviceState::Rng(lock(device).save()),
             Self::Balloon(device) => DeviceState::Balloon(lock(device).save()),
             Self::Console(device) => DeviceState::Console(lock(device).save()),
+            Self::Vsock(device, file) => {
+                DeviceState::Vsock { path: file.path().to_owned(), state: lock(device).save() }
+            }
         }
     }
 
@@ -219,6 +249,7 @@ impl Attached {
             Self::Rng(device) => device.clone(),
             Self::Balloon(device) => device.clone(),
             Self::Console(device) => device.clone(),
+            Self::Vsock(device, _) => device.clone(),
         }
     }
 }
@@ -230,6 +261,7 @@ impl DeviceState {
             Self::Rng(_) => "virtio-rng",
             Self::Balloon(_) => "virtio-balloon",
             Self::Console(_) => "virtio-console",
+            Self::Vsock { .. } => "virtio-vsock",
         }
     }
 }
@@ -255,7 +287,15 @@ impl Place<'_> {
                 let out: Box<dyn Output> = Box::new(thread.map_err(|source| self.failed(source))?);
                 Attached::Console(self.make(state, out)?)
             }
+            DeviceState::Vsock { path, state } => self.attach_vsock(path, state)?,
         })
+    }
+
+    fn attach_vsock(&self, path: &Path, state: &MmioState<VsockState>) -> Result<Attached, VirtioError> {
+        let refused = |source| VirtioError::Vsock { id: self.id.to_owned(), source };
+        let (file, streams) = vsock::open(path).map_err(refused)?;
+        let streams: Box<dyn VsockHost> = Box::new(streams);
+        Ok(Attached::Vsock(self.make(state, streams)?, file))
     }
 
     fn make<D>(

@@ -54,6 +54,20 @@ impl VsockState {
     pub fn new(cid: u64) -> Self {
         Self { cid, next_port: HOST_PORTS.start }
     }
+
+    /// Whether a device can have it.
+    ///
+    /// # Errors
+    /// What it can't have.
+    pub fn check(&self) -> Result<(), VsockStateError> {
+        if !CIDS.contains(&self.cid) {
+            return Err(VsockStateError::Cid(self.cid));
+        }
+        if !HOST_PORTS.contains(&self.next_port) {
+            return Err(VsockStateError::Port(self.next_port));
+        }
+        Ok(())
+    }
 }
 
 /// A state that no device can have.
@@ -236,12 +250,7 @@ impl Persist for Vsock {
     }
 
     fn from_state(state: &VsockState, host: Self::Host) -> Result<Self, VsockStateError> {
-        if !CIDS.contains(&state.cid) {
-            return Err(VsockStateError::Cid(state.cid));
-        }
-        if !HOST_PORTS.contains(&state.next_port) {
-            return Err(VsockStateError::Port(state.next_port));
-        }
+        state.check()?;
         let switch = Switch::new(state.cid, state.next_port, host);
         Ok(Self { switch, reset: Reset::Done, scratch: Vec::new() })
     }

@@ -46,6 +46,7 @@ fn status() -> Status {
         uptime_seconds: 1.5,
         pid: 7,
         version: "0.1.0".into(),
+        vsock: Some("/run/v.sock".into()),
     }
 }
 

@@ -37,6 +37,7 @@ fn status(state: RunState) -> Status {
         uptime_seconds: 0.25,
         pid: 1,
         version: "0".into(),
+        vsock: None,
     }
 }
 

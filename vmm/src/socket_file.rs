@@ -1,4 +1,4 @@
-//! The file that the API's Unix socket has in the file system.
+//! The file that a Unix socket has in the file system.
 //!
 //! In: a path. Out: a listening socket that only this user can reach. Holds: a live server's socket is never replaced, a
 //! dead one's is, and the file is removed at the end by the process that made it and by no other.
@@ -23,25 +23,39 @@ const SECOND_LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// It doesn't fit in a socket address.
-    #[error("API socket path is {length} bytes long, and may have {PATH_MAX} at most: {path}", path = path.display())]
+    #[error("{what} path is {length} bytes long, and may have {PATH_MAX} at most: {path}", path = path.display())]
     TooLong {
+        /// What the socket is for.
+        what: &'static str,
         /// The path.
         path: PathBuf,
         /// Its length in bytes.
         length: usize,
     },
     /// A NUL byte, or nothing at all.
-    #[error("API socket path is empty or has a NUL byte in it")]
-    NotAPath,
+    #[error("{0} path is empty or has a NUL byte in it")]
+    NotAPath(&'static str),
     /// Somebody listens there.
-    #[error("API socket is in use by another process: {}", .0.display())]
-    InUse(PathBuf),
+    #[error("{what} is in use by another process: {path}", path = path.display())]
+    InUse {
+        /// What the socket is for.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
     /// Something else has that name.
-    #[error("API socket path exists and is not a socket: {}", .0.display())]
-    NotASocket(PathBuf),
+    #[error("{what} path exists and is not a socket: {path}", path = path.display())]
+    NotASocket {
+        /// What the socket is for.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
     /// The kernel refused.
-    #[error("cannot make the API socket {path}: {source}", path = path.display())]
+    #[error("cannot make the {what} {path}: {source}", path = path.display())]
     Io {
+        /// What the socket is for.
+        what: &'static str,
         /// The path.
         path: PathBuf,
         /// What it said.
@@ -60,17 +74,18 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Binds and listens at `path`, with mode 0600, in place of a dead server's socket if there is one.
+    /// Binds and listens at `path`, with mode 0600, in place of a dead server's socket if there is one. `what` the socket is
+    /// for is told in errors.
     ///
     /// # Errors
     /// The path can't be a socket's, is taken, or the kernel refused.
-    pub fn listen(path: &Path) -> Result<(Self, UnixListener), SocketError> {
-        let address = Address::new(path)?;
-        let refused = |source| SocketError::Io { path: path.into(), source };
+    pub fn listen(what: &'static str, path: &Path) -> Result<(Self, UnixListener), SocketError> {
+        let address = Address::new(what, path)?;
+        let refused = |source| SocketError::Io { what, path: path.into(), source };
         let socket = socket().map_err(refused)?;
         match bind(&socket, &address) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                clear_dead(path, &address)?;
+                clear_dead(what, path, &address)?;
                 bind(&socket, &address).map_err(refused)?;
             }
             other => other.map_err(refused)?,
@@ -103,13 +118,13 @@ struct Address {
 }
 
 impl Address {
-    fn new(path: &Path) -> Result<Self, SocketError> {
+    fn new(what: &'static str, path: &Path) -> Result<Self, SocketError> {
         let bytes = path.as_os_str().as_bytes();
         if bytes.is_empty() || bytes.contains(&0) {
-            return Err(SocketError::NotAPath);
+            return Err(SocketError::NotAPath(what));
         }
         if bytes.len() > PATH_MAX {
-            return Err(SocketError::TooLong { path: path.into(), length: bytes.len() });
+            return Err(SocketError::TooLong { what, path: path.into(), length: bytes.len() });
         }
         // SAFETY: a sockaddr_un is plain numbers, for which zero is a value.
         let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
@@ -141,16 +156,16 @@ fn bind(socket: &OwnedFd, address: &Address) -> io::Result<()> {
 }
 
 /// Removes a socket that nobody listens on.
-fn clear_dead(path: &Path, address: &Address) -> Result<(), SocketError> {
-    let refused = |source| SocketError::Io { path: path.into(), source };
+fn clear_dead(what: &'static str, path: &Path, address: &Address) -> Result<(), SocketError> {
+    let refused = |source| SocketError::Io { what, path: path.into(), source };
     let kind = std::fs::symlink_metadata(path).map_err(refused)?.file_type();
     if !kind.is_socket() {
-        return Err(SocketError::NotASocket(path.into()));
+        return Err(SocketError::NotASocket { what, path: path.into() });
     }
     let dead = identity(path).map_err(refused)?;
     for _ in 0..2 {
         if is_live(address).map_err(refused)? {
-            return Err(SocketError::InUse(path.into()));
+            return Err(SocketError::InUse { what, path: path.into() });
         }
         std::thread::sleep(SECOND_LOOK);
     }
@@ -205,7 +220,7 @@ mod tests {
     #[test]
     fn the_socket_is_private_and_goes_when_its_owner_goes() {
         let (_directory, path) = place();
-        let (file, _listener) = SocketFile::listen(&path).unwrap();
+        let (file, _listener) = SocketFile::listen("test socket", &path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         UnixStream::connect(&path).unwrap();
         drop(file);
@@ -215,18 +230,18 @@ mod tests {
     #[test]
     fn a_live_socket_is_left_alone() {
         let (_directory, path) = place();
-        let (_file, _listener) = SocketFile::listen(&path).unwrap();
-        assert!(matches!(SocketFile::listen(&path), Err(SocketError::InUse(_))));
+        let (_file, _listener) = SocketFile::listen("test socket", &path).unwrap();
+        assert!(matches!(SocketFile::listen("test socket", &path), Err(SocketError::InUse { .. })));
         UnixStream::connect(&path).unwrap();
     }
 
     #[test]
     fn a_live_socket_with_a_full_queue_is_in_use_too() {
         let (_directory, path) = place();
-        let (_file, _listener) = SocketFile::listen(&path).unwrap();
-        let address = Address::new(&path).unwrap();
+        let (_file, _listener) = SocketFile::listen("test socket", &path).unwrap();
+        let address = Address::new("test socket", &path).unwrap();
         let waiting: Vec<OwnedFd> = (0..=BACKLOG).map(|_| connected(&address)).collect();
-        assert!(matches!(SocketFile::listen(&path), Err(SocketError::InUse(_))));
+        assert!(matches!(SocketFile::listen("test socket", &path), Err(SocketError::InUse { .. })));
         drop(waiting);
     }
 
@@ -242,7 +257,7 @@ mod tests {
         let (directory, path) = place();
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let (_file, _listener) = SocketFile::listen(&path).unwrap();
+        let (_file, _listener) = SocketFile::listen("test socket", &path).unwrap();
         UnixStream::connect(&path).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
@@ -251,15 +266,18 @@ mod tests {
     fn other_files_are_left_alone() {
         let (directory, path) = place();
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(SocketFile::listen(&path), Err(SocketError::NotASocket(_))));
+        assert!(matches!(SocketFile::listen("test socket", &path), Err(SocketError::NotASocket { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-        assert!(matches!(SocketFile::listen(directory.path()), Err(SocketError::NotASocket(_))));
+        assert!(matches!(
+            SocketFile::listen("test socket", directory.path()),
+            Err(SocketError::NotASocket { .. })
+        ));
     }
 
     #[test]
     fn a_successor_s_socket_is_not_removed() {
         let (_directory, path) = place();
-        let (file, _listener) = SocketFile::listen(&path).unwrap();
+        let (file, _listener) = SocketFile::listen("test socket", &path).unwrap();
         let kept = path.with_extension("kept");
         std::fs::rename(&path, &kept).unwrap();
         let _successor = UnixListener::bind(&path).unwrap();
@@ -272,16 +290,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let fill = PATH_MAX - directory.path().as_os_str().len() - 1;
         let fits = directory.path().join("x".repeat(fill));
-        let (_file, _listener) = SocketFile::listen(&fits).unwrap();
+        let (_file, _listener) = SocketFile::listen("test socket", &fits).unwrap();
         let too_long = directory.path().join("x".repeat(fill + 1));
-        let error = SocketFile::listen(&too_long).unwrap_err();
+        let error = SocketFile::listen("test socket", &too_long).unwrap_err();
         assert!(matches!(error, SocketError::TooLong { length: 108, .. }), "{error}");
-        assert!(matches!(SocketFile::listen(Path::new("")), Err(SocketError::NotAPath)));
+        assert!(matches!(SocketFile::listen("test socket", Path::new("")), Err(SocketError::NotAPath(_))));
     }
 
     #[test]
     fn a_directory_that_is_missing_is_named() {
-        let error = SocketFile::listen(Path::new("/nonexistent/api.sock")).unwrap_err().to_string();
+        let error =
+            SocketFile::listen("test socket", Path::new("/nonexistent/api.sock")).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/api.sock"), "{error}");
     }
 }
