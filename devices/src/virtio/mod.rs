@@ -11,6 +11,8 @@
 
 mod balloon;
 mod console;
+mod blk;
+mod disk;
 mod mmio;
 mod net;
 mod queue;
@@ -22,6 +24,8 @@ mod vsock;
 
 pub use balloon::{Balloon, BalloonState, Discard};
 pub use console::{Console, ConsoleState, ConsoleStateError, Output};
+pub use blk::{Blk, BlkHost, BlkState, BlkStateError, Request, SERIAL_MAX};
+pub use disk::{Completion, DiskEngine, Operation, SECTOR};
 pub use mmio::{Mmio, MmioHost, MmioState, MmioStateError, Transport};
 pub use net::{Counters, Mac, MacError, Net, NetState, NetStateError, Offloads, Wire};
 pub use queue::{Broken, Chain, Queue, QueueState, Segment, Segments};

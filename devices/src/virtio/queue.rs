@@ -49,6 +49,9 @@ pub struct Chain {
 }
 
 impl Segments {
+    /// Most pieces of one buffer.
+    pub const MAX: usize = CHAIN_MAX;
+
     /// The pieces.
     pub fn as_slice(&self) -> &[Segment] {
         &self.0

@@ -30,6 +30,11 @@ impl Interrupt for Line {
     }
 }
 
+/// Guest RAM.
+pub(crate) fn ram() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
+}
+
 pub(crate) struct Driver<D: Device + Persist> {
     pub(crate) device: Mmio<D>,
     pub(crate) memory: GuestMemoryMmap,
@@ -55,7 +60,11 @@ impl<D: Device + Persist> Driver<D> {
 
     /// A device after reset.
     pub(crate) fn untouched(state: D::State, host: D::Host) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+        Self::untouched_in(ram(), state, host)
+    }
+
+    /// A device after reset, in this RAM of [`RAM`] bytes.
+    pub(crate) fn untouched_in(memory: GuestMemoryMmap, state: D::State, host: D::Host) -> Self {
         let irq = Line::default();
         let ends = MmioHost { memory: memory.clone(), irq: Box::new(irq.clone()), device: host };
         let device = Mmio::from_state(&MmioState { registers: None, device: state }, ends).unwrap();
