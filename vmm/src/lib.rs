@@ -11,6 +11,7 @@ pub mod config;
 pub mod options;
 // KVM, one piece each.
 pub mod ram;
+pub mod disk;
 pub mod kvm;
 pub mod cpuid;
 pub mod msr;

@@ -1,0 +1,56 @@
+//! Disks: files and block devices of the host, and how a guest's requests get there.
+//!
+//! In: a path and how it is to be used. Out: a [`DiskFile`] that no other VM writes, and an engine that moves bytes straight
+//! between it and guest RAM. Holds: what is no plain run of sectors is refused before anything runs.
+
+mod file;
+mod job;
+mod threads;
+mod uring;
+
+pub use file::{DiskError, DiskFile};
+
+use devices::virtio::DiskEngine;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Arc;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// How requests get to the host's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// io_uring where this host has it, threads otherwise.
+    #[default]
+    Auto,
+    /// io_uring.
+    Uring,
+    /// Threads that block.
+    Threads,
+}
+
+/// An engine for the disk, over this RAM.
+///
+/// # Errors
+/// The host has not what was chosen: io_uring may be absent, or switched off by `kernel.io_uring_disabled` or a filter of
+/// system calls.
+pub fn engine(
+    disk: &DiskFile,
+    memory: &GuestMemoryMmap,
+    choice: EngineChoice,
+) -> io::Result<Box<dyn DiskEngine>> {
+    let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+    let (file, size, memory) = (disk.file.clone(), disk.size, memory.clone());
+    if choice != EngineChoice::Threads {
+        match uring::Uring::new(file.clone(), size, memory.clone(), event.clone()) {
+            Ok(uring) => return Ok(Box::new(uring)),
+            Err(error) if choice == EngineChoice::Uring => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(Box::new(threads::Threads::new(threads::THREADS, file, size, memory, event)?))
+}
+
+#[cfg(test)]
+mod tests;
