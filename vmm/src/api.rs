@@ -52,6 +52,12 @@ pub struct SnapshotRequest {
     /// What the machine does once the snapshot is written; without it, what it did before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub then: Option<Then>,
+    /// Whether the disks are kept beside the snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_disks: bool,
+    /// Whether all of each disk is read for a digest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub digest_disks: bool,
 }
 
 /// What a machine does after its snapshot.

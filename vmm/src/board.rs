@@ -3,6 +3,7 @@
 //! In: a VM to interrupt, the console's output, the devices' states. Out: two buses, and the states again. Holds: a device
 //! is built from its state only; a new machine's devices are built from the states of devices after reset.
 
+use crate::disk::Disk;
 use crate::layout;
 use crate::panic_watch::PanicWatch;
 use crate::ram::GuestRam;
@@ -60,6 +61,8 @@ pub struct BoardHost<'a> {
     pub vm: Arc<VmFd>,
     /// Guest RAM.
     pub ram: &'a GuestRam,
+    /// What is behind the disks.
+    pub disks: &'a [Disk],
     /// Takes the console's output.
     pub console: Box<dyn Write + Send>,
     /// Called when the guest has read all its input.
@@ -84,7 +87,7 @@ impl Board {
     pub fn from_state(state: &BoardState, host: BoardHost) -> Result<Self, BoardError> {
         let panicked = PanicWatch::default();
         let mut memory = Bus::new();
-        let virtio_host = VirtioHost { vm: &host.vm, ram: host.ram, panicked: &panicked };
+        let virtio_host = VirtioHost { vm: &host.vm, ram: host.ram, disks: host.disks, panicked: &panicked };
         let virtio = Virtio::from_state(&state.virtio, &virtio_host, &mut memory)?;
         let serial = device("COM1", &state.serial, serial_host(host, panicked.clone()))?;
         let i8042 = device::<I8042>("i8042", &state.i8042, ())?;

@@ -5,6 +5,7 @@
 
 use crate::api::Then;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
+use crate::disk::{DiskPlace, DiskWish};
 use crate::kernel::ProtocolChoice;
 use crate::vsock::{self, VsockWish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -81,6 +82,9 @@ pub struct Run {
     /// Name of the VM, for status and snapshots
     #[arg(long, default_value = "vm", value_parser = parse_name)]
     pub name: String,
+    /// Give the guest a disk: a path, and if need be `,id=ID,readonly=on,serial=TEXT,engine=auto|uring|threads`. Repeatable
+    #[arg(long = "disk", value_name = "DISK", value_parser = DiskWish::parse)]
+    pub disks: Vec<DiskWish>,
     /// Give the guest a source of random bytes (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -112,6 +116,12 @@ pub struct Restore {
     /// Put the vsock device's Unix socket here, instead of where the snapshot says
     #[arg(long, value_name = "PATH", value_parser = vsock::parse_path)]
     pub vsock: Option<PathBuf>,
+    /// Where a disk is now, and if need be `,engine=…`. A kept disk is copied there if nothing is there yet. Repeatable
+    #[arg(long = "disk", value_name = "ID=PATH", value_parser = DiskPlace::parse)]
+    pub disks: Vec<DiskPlace>,
+    /// Take disks that were written since the snapshot as they are
+    #[arg(long)]
+    pub allow_changed_disks: bool,
     /// Where to listen for control
     #[command(flatten)]
     pub api: ApiSocket,
@@ -136,6 +146,12 @@ pub struct SnapshotArgs {
     /// What the VM does afterwards; without it, what it did before
     #[arg(long, value_enum)]
     pub then: Option<ThenChoice>,
+    /// Keep a copy of each disk beside the snapshot
+    #[arg(long)]
+    pub with_disks: bool,
+    /// Read all of each disk for a digest, by which an unchanged one is known in another place
+    #[arg(long)]
+    pub digest_disks: bool,
 }
 
 /// `vmm balloon`.

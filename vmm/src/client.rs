@@ -4,6 +4,7 @@
 //! told in one line that names the socket.
 
 use crate::api::{self, Command, ErrorBody, Reply, SnapshotRequest, SnapshotSummary, Status, Then};
+use crate::disk::DiskCare;
 use crate::http::{Connection, HttpError, Response};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -70,10 +71,11 @@ pub enum ClientError {
 ///
 /// # Errors
 /// The path is empty, or there is no current directory.
-pub fn snapshot(path: &Path, then: Option<Then>) -> Result<Command, ClientError> {
+pub fn snapshot(path: &Path, then: Option<Then>, care: DiskCare) -> Result<Command, ClientError> {
     let failed = |e: io::Error| ClientError::Path { path: path.into(), reason: e.to_string() };
     let path = std::path::absolute(path).map_err(failed)?;
-    Ok(Command::Snapshot(SnapshotRequest { path, then }))
+    let DiskCare { keep: with_disks, digest: digest_disks } = care;
+    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks }))
 }
 
 /// Asks the VM behind `socket`, and prints its answer to `out`: lines for a person, or one line of JSON.

@@ -3,13 +3,15 @@
 //! In: a verified snapshot. Out: a table, JSON, or a verdict with a progress bar. Holds: nothing is restored, and no KVM
 //! is needed.
 
+use crate::complaint;
+use crate::disk::DiskRecord;
 use crate::load::{self, LoadError};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 use snapshot::{GenerationId, HostNeed, NeedValue, RamError, RamRange, Snapshot};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What `vmm inspect --json` prints.
 #[derive(Debug, Serialize)]
@@ -38,6 +40,8 @@ pub struct Description {
     pub ram: Ram,
     /// The machine's devices.
     pub devices: Vec<String>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
     /// What a host must offer.
     pub host_needs: Vec<HostNeed>,
     /// MSRs saved and skipped for vCPU 0.
@@ -57,6 +61,23 @@ pub struct Ram {
     pub zero: u64,
     /// Where it is in the guest.
     pub ranges: Vec<RamRange>,
+}
+
+/// A disk, as the snapshot knows it.
+#[derive(Debug, Serialize)]
+pub struct Disk {
+    /// What its owner calls it.
+    pub id: String,
+    /// Where it was; none if it had no name.
+    pub path: Option<PathBuf>,
+    /// Bytes.
+    pub bytes: u64,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// Digest of its bytes in hexadecimal, if it was taken.
+    pub digest: Option<String>,
+    /// Name of its copy beside the snapshot, if it was kept.
+    pub kept: Option<String>,
 }
 
 /// How many MSRs a vCPU's state has.
@@ -91,6 +112,7 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
         vcpus: manifest.vcpus,
         ram: ram(&snapshot),
         devices: about.devices.clone(),
+        disks: load::disks(&snapshot)?.into_iter().map(disk).collect(),
         host_needs: about.host_needs.clone(),
         msrs: Msrs { saved: msrs.saved.len(), skipped: msrs.skipped.clone() },
         sections: snapshot.sections().map(|section| (section.name.to_owned(), section.bytes.len())).collect(),
@@ -120,6 +142,9 @@ pub fn table(description: &Description) -> Table {
         row("", format!("{:#012x}..{:#012x}", range.gpa, range.gpa + range.len));
     }
     row("devices", description.devices.join(", "));
+    for disk in &description.disks {
+        row("disk", disk_line(disk));
+    }
     let needs: Vec<_> = description.host_needs.iter().map(need).collect();
     row("host needs", needs.join(", "));
     row("MSRs", format!("{} saved, {} skipped", description.msrs.saved, description.msrs.skipped.len()));
@@ -165,6 +190,21 @@ fn ram(snapshot: &Snapshot) -> Ram {
     let bytes = snapshot.manifest().ram.bytes;
     let zero = snapshot.zero_bytes().unwrap_or(0);
     Ram { bytes, resident: bytes - zero, zero, ranges: snapshot.manifest().ram.ranges.clone() }
+}
+
+fn disk(record: DiskRecord) -> Disk {
+    let DiskRecord { id, path, size, read_only, digest, kept, .. } = record;
+    let (digest, kept) = (digest.map(|digest| digest.to_string()), kept.map(|kept| kept.file));
+    Disk { id, path, bytes: size, read_only, digest, kept }
+}
+
+fn disk_line(disk: &Disk) -> String {
+    let path = disk.path.as_deref().map_or("no name".into(), |path| path.display().to_string());
+    let mut parts = vec![format!("`{}`: {}", disk.id, mib(disk.bytes)), path];
+    parts.extend(disk.read_only.then(|| "read-only".to_owned()));
+    parts.extend(disk.digest.as_ref().map(|digest| format!("digest {digest}")));
+    parts.extend(disk.kept.as_ref().map(|kept| format!("kept as {kept}")));
+    complaint::printable(&parts.join(", "))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -6,9 +6,10 @@
 use crate::board::BoardState;
 use crate::capture::MachineState;
 use crate::config::{self, ConfigError, Shape};
+use crate::disk::{self, Disk, DiskPlace, DiskRecord, DisksError};
 use crate::kvm::Ioctl;
 use crate::ram::{FileRange, GuestRam, RamError};
-use crate::save::{BOARD, SECTION_VERSION, SHAPE, VM, vcpu_section};
+use crate::save::{BOARD, DISKS, SECTION_VERSION, SHAPE, VM, vcpu_section};
 use crate::{cpuid, layout};
 use kvm_ioctls::Kvm;
 use serde::de::DeserializeOwned;
@@ -47,6 +48,14 @@ pub enum LoadError {
         path: String,
         /// What contradicts what.
         reason: String,
+    },
+    /// A disk's record makes no sense, or the disk is not what it was.
+    #[error("{path}")]
+    Disks {
+        /// The snapshot.
+        path: String,
+        /// Which, and why.
+        source: DisksError,
     },
     /// This host is smaller than the machine.
     #[error(transparent)]
@@ -89,6 +98,29 @@ pub fn state(snapshot: &Snapshot) -> Result<MachineState, LoadError> {
     let vcpus = vcpus.collect::<Result<_, _>>()?;
     let board: BoardState = section(snapshot, BOARD)?;
     Ok(MachineState { vm: section(snapshot, VM)?, vcpus, board, shape })
+}
+
+/// What the snapshot says of the machine's disks, in itself consistent.
+///
+/// # Errors
+/// A section that is missing, damaged, or names what is no disk.
+pub fn disks(snapshot: &Snapshot) -> Result<Vec<DiskRecord>, LoadError> {
+    let records: Vec<DiskRecord> = section(snapshot, DISKS)?;
+    disk::check(&records).map_err(|source| LoadError::Disks { path: name(snapshot), source })?;
+    Ok(records)
+}
+
+/// Opens the machine's disks, where they were or where `places` says, and checks that they hold what they held then.
+///
+/// # Errors
+/// A disk that can't be had, or was written since and `allow_changed` was not said.
+pub fn open_disks(
+    snapshot: &Snapshot,
+    places: &[DiskPlace],
+    allow_changed: bool,
+) -> Result<Vec<Disk>, LoadError> {
+    let opened = disk::open(&disks(snapshot)?, snapshot.path(), places, allow_changed);
+    opened.map_err(|source| LoadError::Disks { path: name(snapshot), source })
 }
 
 /// Whether this host can run the machine.

@@ -5,6 +5,7 @@
 
 use crate::board::Board;
 use crate::config::Shape;
+use crate::disk::Disk;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
 use crate::vcpu::Vcpu;
@@ -30,6 +31,7 @@ pub struct Machine {
     pub(crate) board: Board,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) ram: GuestRam,
+    pub(crate) disks: Vec<Disk>,
     pub(crate) shape: Shape,
     pub(crate) started: Instant,
     pub(crate) paused: bool,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use devices::virtio::{MmioState, VsockState};
+use devices::virtio::{BlkState, MmioState, VsockState};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ use vmm::boot::BootSource;
 use vmm::cli::{ApiSocket, Cli, Command, ConsoleChoice, File, Remote, Restore, Run, SnapshotArgs};
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
+use vmm::disk::{Disk, DiskCare, DiskFile, DiskWish};
 use vmm::machine::Machine;
 use vmm::monitor::{Calls, Inputs, Monitor};
 use vmm::outcome::Outcome;
@@ -62,7 +63,9 @@ fn misused(error: &clap::Error) -> ExitCode {
 
 fn run(args: Run) -> Result<ExitCode> {
     let kvm = vm::open()?;
-    let devices = devices(&args);
+    let disks = args.disks.iter().enumerate().map(|(number, wish)| wish.open(number));
+    let disks = disks.collect::<Result<Vec<_>, _>>()?;
+    let devices = devices(&args, &disks);
     let shape = Shape { name: args.name, vcpus: args.cpus, memory: args.memory, kernel: Default::default() };
     let source = BootSource {
         kernel: args.kernel.clone(),
@@ -71,6 +74,7 @@ fn run(args: Run) -> Result<ExitCode> {
         protocol: args.entry.into(),
     };
     operate(&args.api, &args.kernel, false, |ends| {
+        let ends = HostEnds { disks, ..ends };
         let machine = start::boot(&kvm, shape, devices, &source, ends)?;
         if !args.force && machine.shape().kernel.version.is_some() {
             doctor::can_run_linux().map_err(anyhow::Error::msg)?;
@@ -79,9 +83,15 @@ fn run(args: Run) -> Result<ExitCode> {
     })
 }
 
-/// The devices that the guest finds, in the order of their windows.
-fn devices(args: &Run) -> Vec<SlotState> {
+/// The devices that the guest finds, in the order of their windows: the disks first.
+fn devices(args: &Run, disks: &[Disk]) -> Vec<SlotState> {
     let slot = |id: &str, device| SlotState { id: id.to_owned(), device };
+    let disk = |(number, (wish, disk)): (usize, (&DiskWish, &Disk))| {
+        let DiskFile { size, read_only, .. } = disk.file;
+        let device = BlkState { size, read_only, serial: wish.serial(number), unfinished: Vec::new() };
+        slot(&disk.id, DeviceState::Blk(MmioState { registers: None, device }))
+    };
+    let disks = args.disks.iter().zip(disks).enumerate().map(disk);
     let rng = args.rng.then(|| slot("rng", DeviceState::Rng(MmioState::default())));
     let balloon = args.balloon.then(|| slot("balloon", DeviceState::Balloon(MmioState::default())));
     let virtio = args.console == ConsoleChoice::Virtio;
@@ -90,14 +100,17 @@ fn devices(args: &Run) -> Vec<SlotState> {
         let state = MmioState { registers: None, device: VsockState::new(wish.cid) };
         slot("vsock", DeviceState::Vsock { path: wish.path.clone(), state })
     });
-    [rng, balloon, console, vsock].into_iter().flatten().collect()
+    disks.chain([rng, balloon, console, vsock].into_iter().flatten()).collect()
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {
     let kvm = vm::open()?;
     let snapshot = load::open(&args.file)?;
     let overrides = Overrides { vsock: args.vsock.clone() };
-    operate(&args.api, &args.file, args.paused, |ends| Ok(start::restore(&kvm, &snapshot, overrides, ends)?))
+    let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
+    operate(&args.api, &args.file, args.paused, |ends| {
+        Ok(start::restore(&kvm, &snapshot, overrides, HostEnds { disks, ..ends })?)
+    })
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.
@@ -139,7 +152,7 @@ fn host_ends(drained: Arc<EventFd>) -> HostEnds {
     let wake = move || {
         let _ = drained.write(1);
     };
-    HostEnds { console: Box::new(ConsoleOut::stdout()), drained: Box::new(wake) }
+    HostEnds { console: Box::new(ConsoleOut::stdout()), drained: Box::new(wake), disks: Vec::new() }
 }
 
 /// A power-off needs no words; everything else is said.
@@ -156,7 +169,8 @@ fn ask(vm: &Remote, verb: &Verb) -> Result<ExitCode> {
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
-    ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into))?)
+    let care = DiskCare { keep: args.with_disks, digest: args.digest_disks };
+    ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
 }
 
 fn describe(args: &File) -> Result<ExitCode> {

@@ -10,6 +10,7 @@ use crate::api::{
     SnapshotSummary, Status, Then,
 };
 use crate::complaint;
+use crate::disk::DiskCare;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::signals::EndSignals;
@@ -170,7 +171,8 @@ impl Monitor {
         if paused.has_ended() {
             return Err(ApiError::ending());
         }
-        let saved = paused.save(&request.path, &mut |_, _| {});
+        let care = DiskCare { keep: request.with_disks, digest: request.digest_disks };
+        let saved = paused.save(&request.path, care, &mut |_, _| {});
         let summary = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)))?;
         match request.then {
             None => drop(paused),

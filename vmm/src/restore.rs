@@ -6,6 +6,7 @@ use crate::board::{Board, BoardError, BoardHost, BoardState};
 use crate::capture::MachineState;
 use crate::config::Shape;
 use crate::cpuid;
+use crate::disk::Disk;
 use crate::kvm::Ioctl;
 use crate::machine::{Machine, Vcpus};
 use crate::msr;
@@ -59,6 +60,8 @@ pub struct HostEnds {
     pub console: Box<dyn Write + Send>,
     /// Called when the guest has read all its console input.
     pub drained: Box<dyn Fn() + Send>,
+    /// What is behind the disks, by id.
+    pub disks: Vec<Disk>,
 }
 
 impl Machine {
@@ -79,11 +82,25 @@ impl Machine {
         let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
         let vcpus = restore_vcpus(&vm, state, &host)?;
         vm_state::restore(&vm, &state.vm)?;
-        let board_host =
-            BoardHost { vm: vm.clone(), ram: &ram, console: ends.console, drained: ends.drained };
+        let board_host = BoardHost {
+            vm: vm.clone(),
+            ram: &ram,
+            disks: &ends.disks,
+            console: ends.console,
+            drained: ends.drained,
+        };
         let board = Board::from_state(&state.board, board_host)?;
         let vcpus = start_threads(vcpus, &board.buses()).map_err(RestoreError::Thread)?;
-        Ok(Self { vcpus, board, vm, ram, shape: state.shape.clone(), started: Instant::now(), paused: true })
+        Ok(Self {
+            vcpus,
+            board,
+            vm,
+            ram,
+            disks: ends.disks,
+            shape: state.shape.clone(),
+            started: Instant::now(),
+            paused: true,
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! offer is read off the state itself; a person reads it in the manifest, and a restore holds the state against the host.
 
 use crate::capture::MachineState;
+use crate::disk::{self, DiskCare, DiskRecord, DisksError};
 use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
 use crate::ram::GuestRam;
@@ -11,7 +12,7 @@ use crate::vcpu_state::VcpuState;
 use crate::{cpuid, layout};
 use snapshot::{
     About, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange, RamSource,
-    Registers, Section, SectionError, Summary, WriteError,
+    Registers, Section, SectionError, Summary, UnverifiedSnapshot, WriteError,
 };
 use std::io;
 use std::path::Path;
@@ -25,6 +26,8 @@ pub const SHAPE: &str = "shape";
 pub const VM: &str = "vm";
 /// Name of the section with the devices.
 pub const BOARD: &str = "board";
+/// Name of the section with the disks' records.
+pub const DISKS: &str = "disks";
 /// The CPU vendor that a host must have.
 pub const NEED_VENDOR: &str = "cpu vendor";
 /// Bytes of XSAVE state that a host must be able to hold.
@@ -43,6 +46,9 @@ pub enum SaveError {
     /// Its state could not be read.
     #[error(transparent)]
     Capture(#[from] Ioctl),
+    /// A disk could not be made to stand by the snapshot.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     /// A part of it has no encoding.
     #[error(transparent)]
     Encode(#[from] SectionError),
@@ -58,16 +64,41 @@ impl PausedMachine<'_> {
     /// Writes the machine to `path`, replacing a snapshot of that name only once the new one is whole. `progress` hears
     /// how many bytes of RAM are done, and how many there are.
     ///
+    /// Order: the disks are synced after the capture has let them finish what was under way, and recorded after that, so that
+    /// disks and RAM are of one instant. Kept disks have their names before the snapshot that names them has its own.
+    ///
     /// # Errors
     /// See [`SaveError`]; the machine is as before.
-    pub fn save(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
+    pub fn save(
+        &self,
+        path: &Path,
+        care: DiskCare,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Summary, SaveError> {
         let state = self.capture()?;
-        let sections = sections(&state)?;
+        let generation = GenerationId::random().map_err(SaveError::Random)?;
+        let disks = &self.machine().disks;
+        disk::sync(disks)?;
+        let (records, kept) = disk::record(disks, care, path, &generation)?;
+        let mut sections = sections(&state)?;
+        sections.push(Section::encode(DISKS, SECTION_VERSION, &records)?);
         let vcpus: Vec<_> = state.vcpus.iter().map(debugger_registers).collect();
         let ram = SavedRam::new(self.ram(), state.shape.memory);
-        let contents = Contents { about: about(&state)?, vcpus: &vcpus, sections: &sections, ram: &ram };
-        Ok(snapshot::write(path, &contents, progress)?)
+        let about = about(&state, generation);
+        let contents = Contents { about, vcpus: &vcpus, sections: &sections, ram: &ram };
+        let replaced = records_at(path).unwrap_or_default();
+        let summary = snapshot::write(path, &contents, progress)?;
+        kept.claim();
+        disk::remove_kept(&replaced, path);
+        Ok(summary)
     }
+}
+
+/// The disks of a snapshot that is to be replaced; none of what is no snapshot.
+fn records_at(path: &Path) -> Option<Vec<DiskRecord>> {
+    let snapshot = UnverifiedSnapshot::open(path).ok()?.verify().ok()?;
+    let records: Vec<DiskRecord> = snapshot.section(DISKS)?.decode(SECTION_VERSION).ok()?;
+    disk::check(&records).ok().map(|()| records)
 }
 
 fn sections(state: &MachineState) -> Result<Vec<Section>, SectionError> {
@@ -82,11 +113,11 @@ fn sections(state: &MachineState) -> Result<Vec<Section>, SectionError> {
     Ok(sections)
 }
 
-fn about(state: &MachineState) -> Result<About, SaveError> {
+fn about(state: &MachineState, generation: GenerationId) -> About {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let version = state.shape.kernel.version.clone();
-    Ok(About {
-        generation: GenerationId::random().map_err(SaveError::Random)?,
+    About {
+        generation,
         created_unix_ns: now.as_nanos() as u64,
         writer: concat!("vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
         kernel: GuestKernel {
@@ -96,7 +127,7 @@ fn about(state: &MachineState) -> Result<About, SaveError> {
         },
         host_needs: host_needs(&state.vcpus[0]),
         devices: device_names(state),
-    })
+    }
 }
 
 fn device_names(state: &MachineState) -> Vec<String> {

@@ -7,6 +7,7 @@
 use crate::config::parse_name;
 use crate::console_thread::ConsoleThread;
 use crate::discard::RamDiscard;
+use crate::disk::{self, Disk};
 use crate::io_thread::{IoThread, Window};
 use crate::layout;
 use crate::panic_watch::PanicWatch;
@@ -14,8 +15,8 @@ use crate::ram::GuestRam;
 use crate::socket_file::SocketFile;
 use crate::vsock::{self, VsockError};
 use devices::virtio::{
-    Balloon, BalloonState, Console, ConsoleState, Device, Discard, Entropy, Mmio, MmioHost, MmioState,
-    Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost, VsockState,
+    Balloon, BalloonState, Blk, BlkHost, BlkState, Console, ConsoleState, Device, Discard, Entropy, Mmio,
+    MmioHost, MmioState, Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost, VsockState,
 };
 use devices::{Bus, BusError, Interrupt, Persist, lock};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -52,6 +53,8 @@ pub enum DeviceState {
         /// The device.
         state: MmioState<VsockState>,
     },
+    /// A disk. What is behind it is the host's, and found by the id.
+    Blk(MmioState<BlkState>),
 }
 
 /// Why devices could not be had.
@@ -73,6 +76,22 @@ pub enum VirtioError {
         id: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A disk that the host doesn't give.
+    #[error("disk `{id}` is not there: none of the machine's disks has that id")]
+    NoDisk {
+        /// Which.
+        id: String,
+    },
+    /// The host's disk can't be worked on as was wished.
+    #[error("disk `{id}`: cannot set up its {engine} engine")]
+    Engine {
+        /// Which.
+        id: String,
+        /// What was wished.
+        engine: disk::EngineChoice,
+        /// What the host said.
+        source: io::Error,
     },
     /// The host has no event, or no way for it into the VM.
     #[error("device `{id}`: cannot connect it to the VM")]
@@ -106,6 +125,8 @@ pub struct VirtioHost<'a> {
     pub ram: &'a GuestRam,
     /// Sees what a console puts out.
     pub panicked: &'a PanicWatch,
+    /// What is behind the disks.
+    pub disks: &'a [Disk],
 }
 
 /// The devices, and the thread that serves them.
@@ -126,6 +147,7 @@ enum Attached {
     Balloon(Arc<Mutex<Mmio<Balloon>>>),
     Console(Arc<Mutex<Mmio<Console>>>),
     Vsock(Arc<Mutex<Mmio<Vsock>>>, SocketFile),
+    Blk(Arc<Mutex<Mmio<Blk>>>),
 }
 
 /// How long I/O under way is waited for before a capture.
@@ -241,6 +263,7 @@ impl Attached {
             Self::Vsock(device, file) => {
                 DeviceState::Vsock { path: file.path().to_owned(), state: lock(device).save() }
             }
+            Self::Blk(device) => DeviceState::Blk(lock(device).save()),
         }
     }
 
@@ -250,6 +273,7 @@ impl Attached {
             Self::Balloon(device) => device.clone(),
             Self::Console(device) => device.clone(),
             Self::Vsock(device, _) => device.clone(),
+            Self::Blk(device) => device.clone(),
         }
     }
 }
@@ -262,6 +286,7 @@ impl DeviceState {
             Self::Balloon(_) => "virtio-balloon",
             Self::Console(_) => "virtio-console",
             Self::Vsock { .. } => "virtio-vsock",
+            Self::Blk(_) => "virtio-blk",
         }
     }
 }
@@ -288,6 +313,7 @@ impl Place<'_> {
                 Attached::Console(self.make(state, out)?)
             }
             DeviceState::Vsock { path, state } => self.attach_vsock(path, state)?,
+            DeviceState::Blk(state) => Attached::Blk(self.make(state, self.disk()?)?),
         })
     }
 
@@ -296,6 +322,18 @@ impl Place<'_> {
         let (file, streams) = vsock::open(path).map_err(refused)?;
         let streams: Box<dyn VsockHost> = Box::new(streams);
         Ok(Attached::Vsock(self.make(state, streams)?, file))
+    }
+
+    fn disk(&self) -> Result<BlkHost, VirtioError> {
+        let disk = self.host.disks.iter().find(|disk| disk.id == self.id);
+        let disk = disk.ok_or_else(|| VirtioError::NoDisk { id: self.id.to_owned() })?;
+        let memory = self.host.ram.memory();
+        let engine = disk::engine(&disk.file, memory, disk.engine).map_err(|source| VirtioError::Engine {
+            id: self.id.to_owned(),
+            engine: disk.engine,
+            source,
+        })?;
+        Ok(BlkHost { engine, memory: memory.clone() })
     }
 
     fn make<D>(

@@ -23,8 +23,8 @@ pub(crate) mod testing;
 mod vsock;
 
 pub use balloon::{Balloon, BalloonState, Discard};
-pub use console::{Console, ConsoleState, ConsoleStateError, Output};
 pub use blk::{Blk, BlkHost, BlkState, BlkStateError, Request, SERIAL_MAX};
+pub use console::{Console, ConsoleState, ConsoleStateError, Output};
 pub use disk::{Completion, DiskEngine, Operation, SECTOR};
 pub use mmio::{Mmio, MmioHost, MmioState, MmioStateError, Transport};
 pub use net::{Counters, Mac, MacError, Net, NetState, NetStateError, Offloads, Wire};

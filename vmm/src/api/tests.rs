@@ -65,7 +65,7 @@ fn summary() -> SnapshotSummary {
 }
 
 fn snapshot(path: &str, then: Option<Then>) -> Command {
-    Command::Snapshot(SnapshotRequest { path: path.into(), then })
+    Command::Snapshot(SnapshotRequest { path: path.into(), then, with_disks: false, digest_disks: false })
 }
 
 #[test]
@@ -81,7 +81,8 @@ fn the_document_has_the_router_s_paths_and_methods_and_no_others() {
 #[test]
 fn the_document_has_the_types_fields_and_no_others() {
     let properties = |schema| below(&["components", "schemas", schema, "properties"]);
-    let request = SnapshotRequest { path: "/a".into(), then: Some(Then::Resume) };
+    let request =
+        SnapshotRequest { path: "/a".into(), then: Some(Then::Resume), with_disks: true, digest_disks: true };
     assert_eq!(properties("Status"), fields(&status()));
     assert_eq!(properties("SnapshotSummary"), fields(&summary()));
     assert_eq!(properties("SnapshotRequest"), fields(&request));

@@ -5,13 +5,23 @@
 
 mod file;
 mod job;
+mod keep;
+mod record;
+mod stamp;
 mod threads;
 mod uring;
+mod wish;
 
 pub use file::{DiskError, DiskFile};
+pub use keep::{KeepError, KeptDisk};
+pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open, sync};
+pub(crate) use record::{check, record, remove_kept};
+pub use stamp::{Digest, Stamp};
+pub use wish::{DiskPlace, DiskWish, DiskWishError, WishError};
 
 use devices::virtio::DiskEngine;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -28,6 +38,27 @@ pub enum EngineChoice {
     Uring,
     /// Threads that block.
     Threads,
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "asynchronous",
+            Self::Uring => "io_uring",
+            Self::Threads => "threads",
+        })
+    }
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// What its owner calls it: the id of its device.
+    pub id: String,
+    /// What is behind it.
+    pub file: DiskFile,
+    /// How requests get there.
+    pub engine: EngineChoice,
 }
 
 /// An engine for the disk, over this RAM.
