@@ -57,6 +57,17 @@ fn every_cpu_survives_100_rounds() -> Result<()> {
     stories::rounds(&guest("smp", &dir).cmdline("lines=20").cpus(4), 100, dir.path())
 }
 
+/// The other vCPU was never started.
+#[test]
+fn a_triple_fault_is_told_with_where_each_vcpu_stood() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let said = stories::last_words(&guest("power", &dir).cmdline("do=fault").cpus(2))?;
+    let places =
+        [said.find("triple fault"), said.find("\nvCPU 0: "), said.find("\nvCPU 1: as after a reset")];
+    anyhow::ensure!(places.iter().all(Option::is_some) && places.is_sorted(), "vmm said: {said}");
+    Ok(())
+}
+
 #[test]
 fn the_exit_status_says_how_a_guest_ended() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -135,6 +135,22 @@ pub fn describe(
     text
 }
 
+/// Where vCPU `index` stands, for a person with the guest kernel's symbols: a triple fault is told of one vCPU, and may
+/// have its cause on another.
+pub fn place(index: usize, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
+    if was_reset(regs, sregs) {
+        return format!(
+            "vCPU {index}: as after a reset; if it had started, KVM has reset it, and where it was is not known"
+        );
+    }
+    let mode = Mode::of(regs, sregs).text(sregs);
+    let (rip, rsp, kvm_sregs { cr2, cr3, gdt, idt, .. }) = (regs.rip, regs.rsp, sregs);
+    format!(
+        "vCPU {index}: RIP {rip:#x}, {mode}; RSP {rsp:#x}, CR2 {cr2:#x}, CR3 {cr3:#x}, GDT {:#x}+{:#x}, IDT {:#x}+{:#x}",
+        gdt.base, gdt.limit, idt.base, idt.limit
+    )
+}
+
 /// AMD leaves the state undefined after a shutdown, and KVM puts the vCPU in its reset state.
 fn was_reset(regs: &kvm_regs, sregs: &kvm_sregs) -> bool {
     regs.rip == 0xfff0 && sregs.cs.base == 0xffff_0000

@@ -6,6 +6,7 @@
 use crate::board::Board;
 use crate::config::Shape;
 use crate::disk::Disk;
+use crate::fault;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
 use crate::vcpu::Vcpu;
@@ -113,6 +114,14 @@ impl PausedMachine<'_> {
     /// Whether the guest has asked for its end, so that there is nothing to go on with.
     pub fn has_ended(&self) -> bool {
         self.machine.vcpus.stop.is_some()
+    }
+
+    /// A line for each vCPU that says where it stands. One whose registers can't be read has none.
+    pub fn places(&self) -> Vec<String> {
+        let place = |(index, vcpu): (usize, MutexGuard<'_, Vcpu>)| {
+            Some(fault::place(index, &vcpu.fd.get_regs().ok()?, &vcpu.fd.get_sregs().ok()?))
+        };
+        self.vcpus().enumerate().filter_map(place).collect()
     }
 
     /// The machine's RAM, which nobody writes now.

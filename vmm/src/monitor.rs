@@ -100,7 +100,9 @@ impl Monitor {
     fn hear_vcpus(&mut self) {
         let _ = self.machine.stop_event().read();
         if let Some(stop) = self.machine.stop_reason() {
-            self.end(Outcome::of(stop, self.machine.board().panic_seen()));
+            let outcome = Outcome::of(stop, self.machine.board().panic_seen());
+            let outcome = outcome.at(|| self.machine.pause().places());
+            self.end(outcome);
         }
     }
 

@@ -14,8 +14,9 @@ pub enum Outcome {
     PoweredOff,
     /// The guest asked for a reset.
     Reset,
-    /// A triple fault: a reset as well, by a kernel that knows no other or by one that crashed.
-    TripleFault,
+    /// A triple fault: a reset as well, by a kernel that knows no other or by one that crashed. With a line for each vCPU
+    /// that says where it stood.
+    TripleFault(Vec<String>),
     /// The guest's kernel panicked.
     Panicked,
     /// The guest wrote this to the exit port.
@@ -37,8 +38,16 @@ impl Outcome {
             Stop::Guest(Request::Panicked) => Self::Panicked,
             Stop::Guest(Request::Reset) | Stop::TripleFault if panic_seen => Self::Panicked,
             Stop::Guest(Request::Reset) => Self::Reset,
-            Stop::TripleFault => Self::TripleFault,
+            Stop::TripleFault => Self::TripleFault(Vec::new()),
             Stop::Fault(text) => Self::Fault(text),
+        }
+    }
+
+    /// With where each vCPU stood, if that says anything of this end.
+    pub fn at(self, places: impl FnOnce() -> Vec<String>) -> Self {
+        match self {
+            Self::TripleFault(_) => Self::TripleFault(places()),
+            other => other,
         }
     }
 
@@ -49,7 +58,7 @@ impl Outcome {
             Self::Fault(_) => 1,
             Self::Panicked => 3,
             Self::Reset => 4,
-            Self::TripleFault => 5,
+            Self::TripleFault(_) => 5,
             Self::Exit(status) => *status,
             Self::Signal(signal) => 128 + *signal as u8,
         }
@@ -61,7 +70,10 @@ impl fmt::Display for Outcome {
         match self {
             Self::PoweredOff => write!(f, "the guest powered off"),
             Self::Reset => write!(f, "the guest asked for a reset"),
-            Self::TripleFault => write!(f, "the guest asked for a reset by a triple fault, or crashed"),
+            Self::TripleFault(places) => {
+                write!(f, "the guest asked for a reset by a triple fault, or crashed")?;
+                places.iter().try_for_each(|place| write!(f, "\n{place}"))
+            }
             Self::Panicked => write!(f, "the guest's kernel panicked"),
             Self::Exit(status) => write!(f, "the guest ended with status {status}"),
             Self::Stopped => write!(f, "stopped"),
@@ -82,6 +94,14 @@ mod tests {
         assert_eq!(Outcome::of(reset, true), Outcome::Panicked);
         assert_eq!(Outcome::of(Stop::TripleFault, true), Outcome::Panicked);
         assert_eq!(Outcome::of(Stop::Guest(Request::PowerOff), true), Outcome::PoweredOff);
+    }
+
+    #[test]
+    fn a_triple_fault_is_told_with_its_places() {
+        let places = || vec!["vCPU 0: here".to_owned(), "vCPU 1: there".to_owned()];
+        let text = Outcome::of(Stop::TripleFault, false).at(places).to_string();
+        assert!(text.ends_with("crashed\nvCPU 0: here\nvCPU 1: there"), "{text}");
+        assert_eq!(Outcome::Reset.at(places), Outcome::Reset);
     }
 
     #[test]

@@ -16,6 +16,16 @@ pub fn ends_with(guest: &Guest, expected: i32) -> Result<()> {
     Ok(())
 }
 
+/// All that is printed by a guest that ends by itself, and of it.
+///
+/// # Errors
+/// It doesn't end.
+pub fn last_words(guest: &Guest) -> Result<String> {
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait()?;
+    Ok(vm.seen().join("\n"))
+}
+
 /// A line typed on the console reaches the guest; the end of standard input stops nothing.
 ///
 /// # Errors

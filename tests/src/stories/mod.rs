@@ -6,6 +6,6 @@ mod ending;
 mod keeping;
 mod refusing;
 
-pub use ending::{ends_with, types_and_is_answered};
+pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};

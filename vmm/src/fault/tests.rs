@@ -109,6 +109,22 @@ fn a_shutdown_that_kvm_has_followed_by_a_reset_has_no_place() {
 }
 
 #[test]
+fn where_a_vcpu_stands_is_told_with_what_its_faults_depend_on() {
+    let table = |base| kvm_bindings::kvm_dtable { base, limit: 0xfff, ..Default::default() };
+    let sregs = kvm_sregs { cr2: 0xdead, cr3: 0x4000, gdt: table(0x5000), idt: table(0), ..long_mode() };
+    let regs = kvm_regs { rsp: 0x7000, ..at(0xffff_ffff_8100_0000) };
+    assert_eq!(
+        place(1, &regs, &sregs),
+        "vCPU 1: RIP 0xffffffff81000000, long mode, CPL 0, paging on; RSP 0x7000, CR2 0xdead, CR3 0x4000, \
+         GDT 0x5000+0xfff, IDT 0x0+0xfff"
+    );
+    let mut reset = kvm_sregs::default();
+    reset.cs.base = 0xffff_0000;
+    let text = place(0, &at(0xfff0), &reset);
+    assert!(text.starts_with("vCPU 0: as after a reset") && !text.contains("RIP"), "{text}");
+}
+
+#[test]
 fn a_refused_entry_has_its_reason() {
     for (reason, word) in
         [(0x8000_0021, "invalid guest state"), (u64::MAX, "AMD"), (0x1234, "reason 0x1234)")]
