@@ -13,6 +13,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Debian 13 has QEMU 10.0. Debian 12's 7.2 crashes a 6.12 kernel that runs `kvm_amd`.
+///
+/// A fault of 10.0 to know when a guest with several vCPUs crashes: `helper_vmrun` leaves the vector of an interrupt that
+/// it injects in `exception_index`, and if that processor's thread is kicked before the next exit (by the monitor's `stop`
+/// and `cont`, say, or by a kick that came late), the interrupt is delivered a second time, whatever the guest's interrupt
+/// flag. Linux then panics at the first instructions of an interrupt's entry, with user space's GS.
 const SUITE: &str = "trixie";
 /// Memory of the machine in MiB: a guest with 6 GiB fits. The host gives only what is touched.
 const MEMORY_MIB: u64 = 8192;
