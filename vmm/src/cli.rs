@@ -7,6 +7,7 @@ use crate::api::Then;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::disk::{DiskPlace, DiskWish};
 use crate::kernel::ProtocolChoice;
+use crate::network::{NetPlace, NetWish};
 use crate::vsock::{self, VsockWish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -85,6 +86,9 @@ pub struct Run {
     /// Give the guest a disk: a path, and if need be `,id=ID,readonly=on,serial=TEXT,engine=auto|uring|threads`. Repeatable
     #[arg(long = "disk", value_name = "DISK", value_parser = DiskWish::parse)]
     pub disks: Vec<DiskWish>,
+    /// Give the guest a network device (virtio-net) on a tap, named or (fd=N) open already. Repeatable
+    #[arg(long = "net", value_name = "TAP[,mac=ADDRESS][,id=ID][,mtu=BYTES]", value_parser = NetWish::parse)]
+    pub nets: Vec<NetWish>,
     /// Give the guest a source of random bytes (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -122,6 +126,9 @@ pub struct Restore {
     /// Take disks that were written since the snapshot as they are
     #[arg(long)]
     pub allow_changed_disks: bool,
+    /// Put a network device on another tap: its name, or fd:N. Repeatable
+    #[arg(long = "net", value_name = "ID=TAP[,mac=ADDRESS]", value_parser = NetPlace::parse)]
+    pub nets: Vec<NetPlace>,
     /// Where to listen for control
     #[command(flatten)]
     pub api: ApiSocket,

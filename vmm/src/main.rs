@@ -23,7 +23,7 @@ use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{client, complaint, doctor, inspect, load, start, vm};
+use vmm::{client, complaint, doctor, inspect, load, network, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -65,7 +65,7 @@ fn run(args: Run) -> Result<ExitCode> {
     let kvm = vm::open()?;
     let disks = args.disks.iter().enumerate().map(|(number, wish)| wish.open(number));
     let disks = disks.collect::<Result<Vec<_>, _>>()?;
-    let devices = devices(&args, &disks);
+    let devices = devices(&args, &disks)?;
     let shape = Shape { name: args.name, vcpus: args.cpus, memory: args.memory, kernel: Default::default() };
     let source = BootSource {
         kernel: args.kernel.clone(),
@@ -83,8 +83,8 @@ fn run(args: Run) -> Result<ExitCode> {
     })
 }
 
-/// The devices that the guest finds, in the order of their windows: the disks first.
-fn devices(args: &Run, disks: &[Disk]) -> Vec<SlotState> {
+/// The devices that the guest finds, in the order of their windows: the disks first, then the networks.
+fn devices(args: &Run, disks: &[Disk]) -> Result<Vec<SlotState>> {
     let slot = |id: &str, device| SlotState { id: id.to_owned(), device };
     let disk = |(number, (wish, disk)): (usize, (&DiskWish, &Disk))| {
         let DiskFile { size, read_only, .. } = disk.file;
@@ -100,13 +100,14 @@ fn devices(args: &Run, disks: &[Disk]) -> Vec<SlotState> {
         let state = MmioState { registers: None, device: VsockState::new(wish.cid) };
         slot("vsock", DeviceState::Vsock { path: wish.path.clone(), state })
     });
-    disks.chain([rng, balloon, console, vsock].into_iter().flatten()).collect()
+    let nets = network::fresh(&args.nets)?;
+    Ok(disks.chain(nets).chain([rng, balloon, console, vsock].into_iter().flatten()).collect())
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {
     let kvm = vm::open()?;
     let snapshot = load::open(&args.file)?;
-    let overrides = Overrides { vsock: args.vsock.clone() };
+    let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
     operate(&args.api, &args.file, args.paused, |ends| {
         Ok(start::restore(&kvm, &snapshot, overrides, HostEnds { disks, ..ends })?)

@@ -1,8 +1,9 @@
 //! What a restored machine has of this host in place of what its snapshot names.
 //!
-//! In: wishes from the command line. Out: the devices' states, changed. Holds: only the host's side changes, nothing that the
-//! guest knows; a wish for a device that the machine has not is refused by name.
+//! In: wishes from the command line. Out: the devices' states, changed. Holds: only the host's side changes, and of what
+//! the guest knows at most a MAC address; a wish for a device that the machine has not is refused by name.
 
+use crate::network::{self, NetPlace, NetworkError};
 use crate::virtio::{DeviceState, SlotState};
 use std::path::PathBuf;
 
@@ -11,10 +12,12 @@ use std::path::PathBuf;
 pub struct Overrides {
     /// The vsock device's socket file.
     pub vsock: Option<PathBuf>,
+    /// The network devices' taps.
+    pub nets: Vec<NetPlace>,
 }
 
 /// A wish that can't be had.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum OverrideError {
     /// There is no such device to give it to.
     #[error("{option}: the machine has no {kind} device")]
@@ -24,13 +27,16 @@ pub enum OverrideError {
         /// What is not there.
         kind: &'static str,
     },
+    /// A network device.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 impl Overrides {
     /// Changes the devices' states.
     ///
     /// # Errors
-    /// A device that isn't there.
+    /// A device that isn't there, or one that can't go on with what it has.
     pub fn apply(self, slots: &mut [SlotState]) -> Result<(), OverrideError> {
         if let Some(path) = self.vsock {
             let place = slots.iter_mut().find_map(|slot| match &mut slot.device {
@@ -39,7 +45,7 @@ impl Overrides {
             });
             *place.ok_or(OverrideError::NoDevice { option: "--vsock", kind: "vsock" })? = path;
         }
-        Ok(())
+        Ok(network::place(slots, &self.nets)?)
     }
 }
 
@@ -63,7 +69,7 @@ mod tests {
         assert!(
             matches!(&slots[1].device, DeviceState::Vsock { path, .. } if path == "/a".as_ref() as &std::path::Path)
         );
-        Overrides { vsock: Some("/b".into()) }.apply(&mut slots).unwrap();
+        Overrides { vsock: Some("/b".into()), ..Overrides::default() }.apply(&mut slots).unwrap();
         assert!(
             matches!(&slots[1].device, DeviceState::Vsock { path, .. } if path == "/b".as_ref() as &std::path::Path)
         );
@@ -72,7 +78,8 @@ mod tests {
     #[test]
     fn a_device_that_is_not_there_is_named() {
         let mut slots = vec![slot("rng", DeviceState::Rng(MmioState::default()))];
-        let error = Overrides { vsock: Some("/b".into()) }.apply(&mut slots).unwrap_err();
+        let error =
+            Overrides { vsock: Some("/b".into()), ..Overrides::default() }.apply(&mut slots).unwrap_err();
         assert_eq!(error.to_string(), "--vsock: the machine has no vsock device");
     }
 }

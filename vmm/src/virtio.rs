@@ -13,10 +13,12 @@ use crate::layout;
 use crate::panic_watch::PanicWatch;
 use crate::ram::GuestRam;
 use crate::socket_file::SocketFile;
+use crate::tap::{Tap, TapError, TapName};
 use crate::vsock::{self, VsockError};
 use devices::virtio::{
     Balloon, BalloonState, Blk, BlkHost, BlkState, Console, ConsoleState, Device, Discard, Entropy, Mmio,
-    MmioHost, MmioState, Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost, VsockState,
+    MmioHost, MmioState, Net, NetState, Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost, VsockState,
+    Wire,
 };
 use devices::{Bus, BusError, Interrupt, Persist, lock};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -55,6 +57,13 @@ pub enum DeviceState {
     },
     /// A disk. What is behind it is the host's, and found by the id.
     Blk(MmioState<BlkState>),
+    /// A network device.
+    Net {
+        /// Its tap.
+        tap: TapName,
+        /// The device.
+        state: MmioState<NetState>,
+    },
 }
 
 /// Why devices could not be had.
@@ -109,6 +118,14 @@ pub enum VirtioError {
         /// Why there is none.
         source: VsockError,
     },
+    /// A network device's tap.
+    #[error("device `{id}`")]
+    Tap {
+        /// Which.
+        id: String,
+        /// Why it can't be had.
+        source: TapError,
+    },
     /// No thread.
     #[error("cannot start the I/O thread")]
     Thread(#[source] io::Error),
@@ -148,6 +165,7 @@ enum Attached {
     Console(Arc<Mutex<Mmio<Console>>>),
     Vsock(Arc<Mutex<Mmio<Vsock>>>, SocketFile),
     Blk(Arc<Mutex<Mmio<Blk>>>),
+    Net(TapName, Arc<Mutex<Mmio<Net>>>),
 }
 
 /// How long I/O under way is waited for before a capture.
@@ -264,6 +282,7 @@ impl Attached {
                 DeviceState::Vsock { path: file.path().to_owned(), state: lock(device).save() }
             }
             Self::Blk(device) => DeviceState::Blk(lock(device).save()),
+            Self::Net(tap, device) => DeviceState::Net { tap: tap.clone(), state: lock(device).save() },
         }
     }
 
@@ -274,6 +293,7 @@ impl Attached {
             Self::Console(device) => device.clone(),
             Self::Vsock(device, _) => device.clone(),
             Self::Blk(device) => device.clone(),
+            Self::Net(_, device) => device.clone(),
         }
     }
 }
@@ -287,6 +307,7 @@ impl DeviceState {
             Self::Console(_) => "virtio-console",
             Self::Vsock { .. } => "virtio-vsock",
             Self::Blk(_) => "virtio-blk",
+            Self::Net { .. } => "virtio-net",
         }
     }
 }
@@ -314,6 +335,11 @@ impl Place<'_> {
             }
             DeviceState::Vsock { path, state } => self.attach_vsock(path, state)?,
             DeviceState::Blk(state) => Attached::Blk(self.make(state, self.disk()?)?),
+            DeviceState::Net { tap, state } => {
+                let refused = |source| VirtioError::Tap { id: self.id.to_owned(), source };
+                let wire = Tap::open(tap).map_err(refused)?;
+                Attached::Net(tap.clone(), self.make(state, Box::new(wire) as Box<dyn Wire>)?)
+            }
         })
     }
 
