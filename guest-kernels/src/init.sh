@@ -31,6 +31,11 @@ if [ -n "$tools" ]; then
 	mount -t ext4 -o ro "/dev/$tools" /mnt
 fi
 
+# The host's hand in this guest, if there is a way in.
+if [ -e /dev/vsock ] && [ -x /bin/vmm-agent ]; then
+	(cd / && exec vmm-agent </dev/null) &
+fi
+
 echo "ready kernel=$(uname -r) boot_id=$(cat /proc/sys/kernel/random/boot_id) cpus=$(nproc)"
 
 if [ -n "$run" ]; then

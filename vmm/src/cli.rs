@@ -10,6 +10,7 @@ use crate::kernel::ProtocolChoice;
 use crate::network::{NetPlace, NetWish};
 use crate::vsock::{self, VsockWish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// A virtual machine monitor whose machines can be stopped, kept, copied and started again.
@@ -28,6 +29,11 @@ Exit status of run and restore:
   2  wrong usage                               5  triple fault
   128+n  ended by signal n                     any: what the guest wrote to the exit port (0xf4)";
 
+const EXEC_STATUSES: &str = "\
+Standard input, output and error are the command's. Exit status:
+  that of the command      125  vmm failed, or the VM can't be reached
+  128+n  ended by signal n 126  the command can't be run   127  there is no such command";
+
 /// A verb.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -45,6 +51,9 @@ pub enum Command {
     Resume(Remote),
     /// Ask a running VM to give up memory
     Balloon(BalloonArgs),
+    /// Run a command in the guest, whose agent has to be running
+    #[command(after_help = EXEC_STATUSES)]
+    Exec(ExecArgs),
     /// End a VM at once; its memory is lost
     Stop(Remote),
     /// Say what a snapshot is
@@ -140,6 +149,29 @@ pub struct ApiSocket {
     /// Listen for control on this Unix socket
     #[arg(long = "api", value_name = "SOCKET", id = "socket")]
     pub socket: Option<PathBuf>,
+}
+
+/// `vmm exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Where the guest is
+    #[command(flatten)]
+    pub guest: GuestAddress,
+    /// The command and its arguments, found on the agent's PATH; no shell
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// A guest to be reached by vsock.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct GuestAddress {
+    /// The VM's control socket, which tells of its vsock socket
+    #[arg(long, value_name = "SOCKET")]
+    pub api: Option<PathBuf>,
+    /// The Unix socket of the VM's vsock device
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
 }
 
 /// `vmm snapshot`.

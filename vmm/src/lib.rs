@@ -57,3 +57,4 @@ mod probes;
 pub mod doctor;
 pub mod monitor;
 pub mod cli;
+pub mod exec;

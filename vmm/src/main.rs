@@ -11,7 +11,7 @@ use std::sync::mpsc::channel;
 use vmm::api::{BalloonRequest, Command as Verb};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
-use vmm::cli::{ApiSocket, Cli, Command, ConsoleChoice, File, Remote, Restore, Run, SnapshotArgs};
+use vmm::cli::{ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs};
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
 use vmm::disk::{Disk, DiskCare, DiskFile, DiskWish};
@@ -23,7 +23,7 @@ use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{client, complaint, doctor, inspect, load, network, start, vm};
+use vmm::{client, complaint, doctor, exec, inspect, load, network, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Balloon(args) => {
             ask(&args.remote, &Verb::Balloon(BalloonRequest { target_bytes: args.target }))
         }
+        Command::Exec(args) => return execute(&args),
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
         Command::Doctor { json } => examine(json),
@@ -167,6 +168,14 @@ fn report(outcome: &Outcome) -> ExitCode {
 fn ask(vm: &Remote, verb: &Verb) -> Result<ExitCode> {
     client::run(&vm.api, verb, vm.json, &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn execute(args: &ExecArgs) -> ExitCode {
+    let status = exec::run(args).unwrap_or_else(|error| {
+        complaint::say(&format!("vmm: {}", complaint::one_line(&error)));
+        error.status()
+    });
+    ExitCode::from(status)
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {

@@ -82,7 +82,8 @@ impl Contents<'_> {
     fn add_guests(&self, initramfs: &mut Initramfs) -> Result<()> {
         for kernel in guest_kernels::all()? {
             let dir = format!("guests/{}", kernel.name);
-            let initrd = guest_kernels::test_initrd(&kernel, &[&self.programs.witness])?;
+            let programs = [self.programs.witness.as_path(), &self.programs.agent];
+            let initrd = guest_kernels::test_initrd(&kernel, &programs)?;
             initramfs.copy(&format!("{dir}/initrd"), &initrd)?;
             for file in ["vmlinuz", "vmlinux"] {
                 initramfs.symlink(&format!("{dir}/{file}"), &format!("/lab/kernels/{}/{file}", kernel.name));

@@ -13,19 +13,22 @@ pub(super) struct Programs {
     pub(super) vmm: PathBuf,
     /// The guest program that notices what a snapshot loses.
     pub(super) witness: PathBuf,
+    /// What `vmm exec` speaks to in a guest.
+    pub(super) agent: PathBuf,
 }
 
 impl Programs {
     /// Has cargo build them. Quick when there is nothing to do. `vmm` may be one that was built elsewhere.
     pub(super) fn build(vmm: Option<PathBuf>) -> Result<Programs> {
-        let mut packages = vec![("guest-kernels", "witness")];
+        let mut packages = vec![("guest-kernels", "witness"), ("agent", "vmm-agent")];
         if vmm.is_none() {
             packages.push(("vmm", "vmm"));
         }
         let messages = cargo_build(&packages)?;
         let path =
             |name| executable(&messages, name).with_context(|| format!("cargo didn't say where {name} is"));
-        Ok(Programs { witness: path("witness")?, vmm: vmm.map_or_else(|| path("vmm"), Ok)? })
+        let (witness, agent) = (path("witness")?, path("vmm-agent")?);
+        Ok(Programs { witness, agent, vmm: vmm.map_or_else(|| path("vmm"), Ok)? })
     }
 }
 
