@@ -10,15 +10,19 @@ mod bus;
 mod exit;
 mod i8042;
 mod panic;
+mod rtc;
 mod serial;
 pub mod virtio;
+mod vmgenid;
 
 pub use acpi_pm::{AcpiPm, RESET_VALUE, SLEEP_TYPE_S5};
 pub use bus::{Bus, BusError, lock};
 pub use exit::ExitPort;
 pub use i8042::I8042;
 pub use panic::PanicDevice;
+pub use rtc::{HostTime, RTC_CENTURY, Rtc, RtcState, RtcStateError};
 pub use serial::{Serial, SerialHost, SerialState, SerialStateError};
+pub use vmgenid::{GENERATION_LEN, Generation, GenerationHost, Publish, VmGenId};
 
 use serde::{Deserialize, Serialize};
 use std::io;

@@ -2,10 +2,12 @@
 //! afterwards is a state that it takes back.
 
 use devices::{AcpiPm, Bus, BusDevice, ExitPort, I8042, Interrupt, PanicDevice, Persist};
+use devices::{HostTime, Rtc, RtcState};
 use devices::{Serial, SerialHost, SerialState};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 enum Access {
@@ -58,6 +60,29 @@ fn serial_host() -> SerialHost {
     SerialHost::new(Box::new(NoLine), Box::new(std::io::sink()))
 }
 
+/// Offset 0 is the index port, 1 the data port: pairs of writes reach every register.
+fn rtc_access() -> impl Strategy<Value = (u8, Option<u8>)> {
+    let register = prop_oneof![4 => 0u8..14, 1 => Just(devices::RTC_CENTURY), 1 => any::<u8>()];
+    let value = prop_oneof![2 => 0u8..0x60, 1 => any::<u8>()];
+    (register, prop::option::of(value))
+}
+
+fn rtc_state() -> impl Strategy<Value = RtcState> {
+    let time = vec(prop_oneof![3 => 0u8..0x13, 1 => any::<u8>()], 10);
+    let modes = (any::<u8>(), any::<u8>(), prop_oneof![9 => Just(0), 1 => any::<u8>()]);
+    let offset = prop_oneof![any::<i64>().prop_map(i128::from), any::<i128>()];
+    (0u8..0x81, 127usize..129, time, modes, offset).prop_map(|(index, len, time, (a, b, c), offset)| {
+        let mut cells = vec![0; len];
+        cells[..10].copy_from_slice(&time);
+        cells[10..14].copy_from_slice(&[a & 0x7f, b & 0x8f, c, 0x80]);
+        RtcState { index, cells, offset }
+    })
+}
+
+fn host_time(at: Duration) -> HostTime {
+    Box::new(move || at)
+}
+
 fn drive(device: &mut impl BusDevice, accesses: &[Access]) {
     for access in accesses {
         match access {
@@ -97,6 +122,41 @@ proptest! {
         if let Ok(mut serial) = Serial::from_state(&state, serial_host()) {
             prop_assert_eq!(serial.save(), state);
             drive(&mut serial, &accesses);
+        }
+    }
+
+    #[test]
+    fn a_clock_is_always_one_that_restores(
+        accesses in vec(rtc_access(), 0..200),
+        seconds in prop_oneof![0..1u64 << 33, any::<u64>()],
+    ) {
+        let at = Duration::new(seconds, 999_900_000);
+        let mut rtc = Rtc::from_state(&RtcState::default(), host_time(at)).unwrap();
+        for (register, value) in accesses {
+            rtc.write(0, &[register]);
+            match value {
+                Some(value) => drop(rtc.write(1, &[value])),
+                None => rtc.read(1, &mut [0]),
+            }
+            let state = rtc.save();
+            rtc = Rtc::from_state(&state, host_time(at)).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(rtc.save(), state);
+        }
+    }
+
+    #[test]
+    fn any_clock_state_is_refused_or_works(
+        state in rtc_state(),
+        seconds in any::<u64>(),
+        accesses in vec(access(), 0..20),
+    ) {
+        if let Ok(mut rtc) = Rtc::from_state(&state, host_time(Duration::from_secs(seconds))) {
+            prop_assert_eq!(rtc.save(), state);
+            drive(&mut rtc, &accesses);
+            (0..=0xffu8).for_each(|register| {
+                rtc.write(0, &[register]);
+                rtc.read(1, &mut [0]);
+            });
         }
     }
 
