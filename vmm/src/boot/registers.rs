@@ -39,6 +39,7 @@ const LVT_LINT1: usize = 0x360;
 const DELIVERY_MODE: u32 = 0x700;
 const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
+const MASKED: u32 = 1 << 16;
 
 /// Model-specific registers as firmware leaves them, index and value, for every vCPU (SDM volume 4).
 pub const BOOT_MSRS: [(u32, u64); 9] = [
@@ -87,10 +88,11 @@ pub fn configure_sregs(entry: &Entry, sregs: &mut kvm_sregs2) {
     sregs.efer = if long { EFER_LME | EFER_LMA } else { 0 };
 }
 
-/// Routes the legacy PIC (LINT0, ExtINT) and NMIs (LINT1) as the MultiProcessor specification's virtual wire mode
-/// does. Whether they are masked stays as it is.
+/// Routes the legacy PIC (LINT0, ExtINT) and NMIs (LINT1) as the MultiProcessor specification's virtual wire mode does, with
+/// the PIC's line masked: this machine has no use for its PICs, but KVM passes lines 0 to 15 to them as well as to the I/O
+/// APIC, and what nobody has programmed would interrupt with vectors from 0 on. Otherwise masks stay as they are.
 pub fn configure_lapic(lapic: &mut kvm_lapic_state) {
-    set_delivery_mode(lapic, LVT_LINT0, DELIVERY_EXTINT);
+    set_delivery_mode(lapic, LVT_LINT0, MASKED | DELIVERY_EXTINT);
     set_delivery_mode(lapic, LVT_LINT1, DELIVERY_NMI);
 }
 

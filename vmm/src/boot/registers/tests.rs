@@ -53,9 +53,8 @@ fn page_tables_map_four_gib_one_to_one() {
 }
 
 #[test]
-fn lapic_keeps_masks_and_vectors() {
+fn lapic_masks_the_pic_and_keeps_vectors() {
     let mut lapic = kvm_lapic_state::default();
-    lapic.regs[LVT_LINT0 + 2] = 1;
     lapic.regs[LVT_LINT1] = 0x55;
     configure_lapic(&mut lapic);
     assert_eq!(lapic.regs[LVT_LINT0..LVT_LINT0 + 4], [0, 7, 1, 0]);
