@@ -1,10 +1,10 @@
 //! The ACPI tables that a guest finds.
 //!
 //! In: the numbers of vCPUs and of virtio devices. Out: the bytes to put at [`RSDP`]. Holds: every address in them is the layout's, every value
-//! that a device compares is the device's own, and the whole fits below [`layout::ACPI_TABLES_END`].
+//! that a device compares is the device's own, and the whole fits below [`layout::GENERATION_ID`].
 //!
 //! ```text
-//! RSDP ──► XSDT ──┬──► FADT ──► DSDT   COM1, the panic device, virtio devices, \_S5
+//! RSDP ──► XSDT ──┬──► FADT ──► DSDT   COM1, RTC, panic device, VM generation id and its event, virtio devices, \_S5
 //!                 └──► MADT            a local APIC per vCPU, the I/O APIC, NMI on LINT1
 //! ```
 //!
@@ -50,8 +50,9 @@ const IOAPIC_ID: u8 = 0;
 
 /// FADT, IA-PC boot architecture: don't probe for VGA. (ACPI 6.5, table 5.11.)
 const BOOT_NO_VGA: u16 = 1 << 2;
-/// FADT, IA-PC boot architecture: no CMOS RTC; the wall clock is kvmclock's.
-const BOOT_NO_CMOS_RTC: u16 = 1 << 5;
+
+/// Value of a `Notify` by which a VMGenID device says that the id has changed.
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// The tables for a machine with `vcpus` processors, a number within [`layout::VCPUS`], and `virtio` devices, at most
 /// [`layout::VIRTIO_SLOTS`]. They go to [`RSDP`].
@@ -103,7 +104,8 @@ fn fadt(dsdt: u64) -> FADT {
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup)
         .flag(Flags::HwReducedAcpi);
-    fadt.iapc_boot_arch = (BOOT_NO_VGA | BOOT_NO_CMOS_RTC).into();
+    fadt.iapc_boot_arch = BOOT_NO_VGA.into();
+    fadt.century = devices::RTC_CENTURY;
     fadt.sleep_control_reg = register(0);
     fadt.sleep_status_reg = register(1);
     fadt.reset_reg = register(u64::from(layout::ACPI_PM_RESET));
@@ -130,7 +132,8 @@ const LINT1_NMI: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 /// The devices and the soft-off state.
 fn dsdt(virtio: usize) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for object in [soft_off(), com1(), panic_device()].into_iter().chain((0..virtio).map(virtio_device)) {
+    let fixed = [soft_off(), com1(), rtc(), panic_device(), generation_id(), generic_events()];
+    for object in fixed.into_iter().chain((0..virtio).map(virtio_device)) {
         dsdt.append_slice(&object);
     }
     dsdt
@@ -148,6 +151,42 @@ fn com1() -> Vec<u8> {
     let line = aml::Interrupt::new(true, true, false, false, layout::COM1_IRQ);
     let resources = aml::ResourceTemplate::new(vec![&ports, &line]);
     device("\\_SB_.COM1", &aml::EISAName::new("PNP0501"), &resources)
+}
+
+/// The real-time clock, without an interrupt.
+fn rtc() -> Vec<u8> {
+    let ports = io(layout::RTC, layout::RTC_LEN);
+    device("\\_SB_.RTC_", &aml::EISAName::new("PNP0B00"), &aml::ResourceTemplate::new(vec![&ports]))
+}
+
+/// Where the generation id lies: low and high half of its address. Linux knows the device by the `_HID` (since 5.18), the
+/// specification ("Virtual Machine Generation ID") by the `_CID`.
+fn generation_id() -> Vec<u8> {
+    let hid = aml::Name::new(Path::new("_HID"), &"VMGENCTR");
+    let cid = aml::Name::new(Path::new("_CID"), &"VM_Gen_Counter");
+    let ddn = aml::Name::new(Path::new("_DDN"), &"VM_Gen_Counter");
+    let (low, high) = (layout::GENERATION_ID as u32, (layout::GENERATION_ID >> 32) as u32);
+    let halves = aml::Package::new(vec![&low, &high]);
+    let addr = aml::Name::new(Path::new("ADDR"), &halves);
+    bytes(&aml::Device::new(Path::new(GENERATION_DEVICE), vec![&hid, &cid, &ddn, &addr]))
+}
+
+const GENERATION_DEVICE: &str = "\\_SB_.VGEN";
+
+/// The generic event device (ACPI 6.5, 5.6.9), which stands in for the SCI that hardware-reduced ACPI lacks. Its one event is
+/// that the generation id has changed.
+fn generic_events() -> Vec<u8> {
+    let hid = aml::Name::new(Path::new("_HID"), &"ACPI0013");
+    let uid = aml::Name::new(Path::new("_UID"), &aml::ZERO);
+    let line = aml::Interrupt::new(true, true, false, false, layout::GED_IRQ);
+    let resources = aml::ResourceTemplate::new(vec![&line]);
+    let crs = aml::Name::new(Path::new("_CRS"), &resources);
+    let (target, value) = (Path::new(GENERATION_DEVICE), GENERATION_CHANGED);
+    let notify = aml::Notify::new(&target, &value);
+    let ours = aml::Equal::new(&aml::Arg(0), &layout::GED_IRQ);
+    let branch = aml::If::new(&ours, vec![&notify]);
+    let event = aml::Method::new(Path::new("_EVT"), 1, true, vec![&branch]);
+    bytes(&aml::Device::new(Path::new("\\_SB_.GED_"), vec![&hid, &uid, &crs, &event]))
 }
 
 /// pvpanic (QEMU, `docs/specs/pvpanic`).

@@ -10,14 +10,15 @@ use crate::ram::GuestRam;
 use crate::run_loop::Buses;
 use crate::virtio::{SlotState, Virtio, VirtioError, VirtioHost};
 use devices::{
-    AcpiPm, Bus, BusDevice, BusError, ExitPort, I8042, Interrupt, PanicDevice, Persist, Serial, SerialHost,
-    lock,
+    AcpiPm, Bus, BusDevice, BusError, ExitPort, Generation, GenerationHost, HostTime, I8042, Interrupt,
+    PanicDevice, Persist, Rtc, Serial, SerialHost, VmGenId, lock,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, TryLockError};
+use std::time::SystemTime;
 
 /// The state of every device.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -34,6 +35,10 @@ pub struct BoardState {
     pub exit: <ExitPort as Persist>::State,
     /// The virtio devices, in the order of their windows.
     pub virtio: Vec<SlotState>,
+    /// The real-time clock.
+    pub rtc: <Rtc as Persist>::State,
+    /// The VM generation id.
+    pub generation: <VmGenId as Persist>::State,
 }
 
 /// Why a board could not be built.
@@ -74,6 +79,8 @@ pub struct Board {
     serial: Arc<Mutex<Serial>>,
     i8042: Arc<Mutex<I8042>>,
     panic: Arc<Mutex<PanicDevice>>,
+    rtc: Arc<Mutex<Rtc>>,
+    generation: Arc<Mutex<VmGenId>>,
     panicked: PanicWatch,
     virtio: Virtio,
     buses: Buses,
@@ -86,6 +93,8 @@ impl Board {
     /// A state that its device refuses.
     pub fn from_state(state: &BoardState, host: BoardHost) -> Result<Self, BoardError> {
         let panicked = PanicWatch::default();
+        let generation = device("VM generation id", &state.generation, generation_host(&host))?;
+        let rtc = device("RTC", &state.rtc, host_time())?;
         let mut memory = Bus::new();
         let virtio_host = VirtioHost { vm: &host.vm, ram: host.ram, disks: host.disks, panicked: &panicked };
         let virtio = Virtio::from_state(&state.virtio, &virtio_host, &mut memory)?;
@@ -100,11 +109,12 @@ impl Board {
         };
         put(layout::COM1, layout::COM1_LEN, serial.clone())?;
         put(layout::I8042_DATA, layout::I8042_COMMAND - layout::I8042_DATA + 1, i8042.clone())?;
+        put(layout::RTC, layout::RTC_LEN, rtc.clone())?;
         put(layout::PANIC_PORT, 1, panic.clone())?;
         put(layout::ACPI_PM, layout::ACPI_PM_LEN, acpi_pm)?;
         put(layout::EXIT_PORT, 1, exit)?;
         let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
-        Ok(Self { serial, i8042, panic, panicked, virtio, buses })
+        Ok(Self { serial, i8042, panic, rtc, generation, panicked, virtio, buses })
     }
 
     /// Every device's state. No vCPU may be running.
@@ -116,6 +126,8 @@ impl Board {
             acpi_pm: (),
             exit: (),
             virtio: self.virtio.save(),
+            rtc: lock(&self.rtc).save(),
+            generation: lock(&self.generation).save(),
         }
     }
 
@@ -137,6 +149,14 @@ impl Board {
     /// Finishes what they have under way in the host, as far as a bounded time allows. They and the vCPUs stand still.
     pub fn drain(&self) {
         self.virtio.drain();
+    }
+
+    /// Gives the guest a new generation id and tells it so. No vCPU may have run since the machine was put back.
+    ///
+    /// # Errors
+    /// Guest memory can't be written, or KVM doesn't take the interrupt.
+    pub fn renew_generation(&self, id: &Generation) -> io::Result<()> {
+        lock(&self.generation).renew(id)
     }
 
     /// The way to the devices, for a vCPU.
@@ -185,6 +205,15 @@ fn device<D: Persist>(
 fn serial_host(host: BoardHost<'_>, watch: PanicWatch) -> SerialHost {
     let irq = Box::new(Line { vm: host.vm, gsi: layout::COM1_IRQ });
     SerialHost { irq, out: Box::new(watch.over(host.console)), drained: host.drained }
+}
+
+fn generation_host(host: &BoardHost) -> GenerationHost {
+    let (ram, irq) = (host.ram.writer(), Box::new(Line { vm: host.vm.clone(), gsi: layout::GED_IRQ }));
+    GenerationHost { publish: Box::new(move |id| ram.write(layout::GENERATION_ID, id)), irq }
+}
+
+fn host_time() -> HostTime {
+    Box::new(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 /// An edge-triggered line into the in-kernel controllers. The call is synchronous: after it the edge is in the

@@ -71,7 +71,7 @@ pub enum BootError {
     AcpiTooLarge {
         /// Their bytes.
         len: usize,
-        /// Bytes between their place and 1 MiB.
+        /// Bytes between their place and the generation id's.
         max: u64,
     },
     /// There is no RAM where the guest's data has to go.
@@ -169,7 +169,7 @@ fn write_cmdline(mem: &GuestMemoryMmap, cmdline: &str, kernel_max: u32) -> Resul
 
 /// Writes the ACPI tables and returns the RSDP's address, or 0 if there are none.
 fn write_acpi(mem: &GuestMemoryMmap, acpi: &[u8]) -> Result<u64, BootError> {
-    let (len, max) = (acpi.len(), layout::RESET_VECTOR - layout::ACPI_TABLES);
+    let (len, max) = (acpi.len(), layout::GENERATION_ID - layout::ACPI_TABLES);
     if len as u64 > max {
         return Err(BootError::AcpiTooLarge { len, max });
     }

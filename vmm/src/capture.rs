@@ -4,10 +4,11 @@
 //! the state is of one instant; RAM is not copied, it stays where it is for whoever saves or keeps it.
 
 use crate::board::BoardState;
+use crate::clock::Moment;
 use crate::config::Shape;
 use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
-use crate::vcpu_state::{HostTsc, VcpuState};
+use crate::vcpu_state::VcpuState;
 use crate::vm_state::{self, VmState};
 use serde::{Deserialize, Serialize};
 
@@ -38,8 +39,8 @@ impl PausedMachine<'_> {
     pub fn capture(&self) -> Result<MachineState, Ioctl> {
         let machine = self.machine();
         machine.board.drain();
-        let now = HostTsc::default();
-        let vm = vm_state::save(&machine.vm)?;
+        let now = Moment::read(&machine.vm, &machine.vcpus.threads[0].vcpu().fd)?;
+        let vm = vm_state::save(&machine.vm, now.clock)?;
         let vcpus = self.vcpus().map(|vcpu| vcpu.save(&now)).collect::<Result<_, _>>()?;
         Ok(MachineState { shape: machine.shape.clone(), vm, vcpus, board: machine.board.save() })
     }

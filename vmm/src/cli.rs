@@ -4,6 +4,7 @@
 //! names what was wrong.
 
 use crate::api::Then;
+use crate::clock::TimePolicy;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::disk::{DiskPlace, DiskWish};
 use crate::kernel::ProtocolChoice;
@@ -138,6 +139,9 @@ pub struct Restore {
     /// Put a network device on another tap: its name, or fd:N. Repeatable
     #[arg(long = "net", value_name = "ID=TAP[,mac=ADDRESS]", value_parser = NetPlace::parse)]
     pub nets: Vec<NetPlace>,
+    /// What guest time does about the time since the snapshot
+    #[arg(long, value_enum, default_value_t = TimeChoice::Advance)]
+    pub time: TimeChoice,
     /// Where to listen for control
     #[command(flatten)]
     pub api: ApiSocket,
@@ -253,6 +257,27 @@ pub enum ConsoleChoice {
     Serial,
     /// A virtio console, `hvc0` for Linux; COM1 until it has a driver
     Virtio,
+}
+
+/// What guest time does about the time that a VM spent in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimeChoice {
+    /// All clocks of the guest move on by it
+    Advance,
+    /// All clocks of the guest go on from where they were
+    Freeze,
+    /// As freeze, for a guest that sets its wall clock itself, from the RTC, which tells the host's time
+    Step,
+}
+
+impl From<TimeChoice> for TimePolicy {
+    fn from(choice: TimeChoice) -> Self {
+        match choice {
+            TimeChoice::Advance => Self::Advance,
+            TimeChoice::Freeze => Self::Freeze,
+            TimeChoice::Step => Self::Step,
+        }
+    }
 }
 
 /// What a VM does after its snapshot.

@@ -6,13 +6,14 @@
 //! ```text
 //! guest physical                                       I/O ports
 //! 0000_0000  ┌──────────────────────────┐              0x060 0x064  i8042 (reset only)
-//!       0500 │ GDT                      │              0x0f4         exit port
-//!       6000 │ PVH start_info           │              0x3f8..0x400  COM1
-//!       7000 │ zero page (boot_params)  │              0x505         panic device
-//!       9000 │ page tables, 4 GiB 1:1   │              0x600..0x603  ACPI sleep and reset registers
-//!     2_0000 │ kernel command line      │
+//!       0500 │ GDT                      │              0x070 0x071  real-time clock
+//!       6000 │ PVH start_info           │              0x0f4         exit port
+//!       7000 │ zero page (boot_params)  │              0x3f8..0x400  COM1
+//!       9000 │ page tables, 4 GiB 1:1   │              0x505         panic device
+//!     2_0000 │ kernel command line      │              0x600..0x603  ACPI sleep and reset registers
 //!     9_fc00 ├──────────────────────────┤ end of low RAM in e820
 //!     e_0000 │ ACPI tables              │ reserved in e820
+//!     f_f000 │ VM generation id         │
 //!     f_fff0 │ reset vector             │
 //!    10_0000 ├──────────────────────────┤
 //!            │ kernel … … initrd        │
@@ -45,9 +46,11 @@ pub const CMDLINE_MAX: u64 = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The RSDP, followed by the other ACPI tables; firmware is searched for it here.
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// The 16 bytes of the VM generation id. What lies before is for the ACPI tables.
+pub const GENERATION_ID: u64 = 0xf_f000;
 /// Where a processor starts after reset, in real mode at F000:FFF0, and where a kernel that restarts through the BIOS jumps.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
-/// One past the last byte of the area that ACPI tables and the reset vector take.
+/// One past the last byte of the area that ACPI tables, generation id and reset vector take.
 pub const ACPI_TABLES_END: u64 = 0x10_0000;
 /// Where a kernel is loaded, unless it says otherwise.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
@@ -76,6 +79,10 @@ pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 pub const I8042_COMMAND: u16 = 0x64;
 /// i8042 data port.
 pub const I8042_DATA: u16 = 0x60;
+/// The real-time clock's index port; the data port follows it.
+pub const RTC: u16 = 0x70;
+/// Number of its ports.
+pub const RTC_LEN: u16 = 2;
 /// A byte written here ends the VM, and is the process's exit status.
 pub const EXIT_PORT: u16 = 0xf4;
 /// First port of COM1.
@@ -84,6 +91,8 @@ pub const COM1: u16 = 0x3f8;
 pub const COM1_LEN: u16 = 8;
 /// COM1's interrupt line.
 pub const COM1_IRQ: u32 = 4;
+/// The ACPI generic event device's interrupt line, by which the guest hears of a new generation id.
+pub const GED_IRQ: u32 = 9;
 /// The panic device's one port, where QEMU has it.
 pub const PANIC_PORT: u16 = 0x505;
 /// ACPI sleep control, sleep status and reset registers, one byte each in this order.
@@ -103,7 +112,9 @@ const _: () = {
     assert!(PAGE_TABLES + PAGE_TABLES_SIZE <= CMDLINE);
     assert!(CMDLINE + CMDLINE_MAX <= LOW_RAM_END);
     assert!(LOW_RAM_END <= ACPI_TABLES && ACPI_TABLES_END <= HIGH_RAM_START);
-    assert!(ACPI_TABLES < RESET_VECTOR && RESET_VECTOR + 16 == ACPI_TABLES_END);
+    assert!(ACPI_TABLES < GENERATION_ID && GENERATION_ID.is_multiple_of(16));
+    assert!(GENERATION_ID + devices::GENERATION_LEN as u64 <= RESET_VECTOR);
+    assert!(RESET_VECTOR + 16 == ACPI_TABLES_END);
     assert!(MMIO_HOLE_START <= VIRTIO_MMIO);
     assert!(VIRTIO_MMIO + VIRTIO_SLOTS as u64 * VIRTIO_MMIO_SIZE <= IOAPIC);
     assert!(IOAPIC + PAGE_SIZE <= LOCAL_APIC && LOCAL_APIC + PAGE_SIZE <= KVM_IDENTITY_MAP);

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod kvm;
 pub mod cpuid;
 pub mod msr;
+pub mod clock;
 pub mod vcpu_state;
 pub mod vm_state;
 pub mod vm;

@@ -11,6 +11,7 @@ use crate::ram::GuestRam;
 use crate::run_loop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vcpu_thread::{Report, VcpuThread};
+use devices::Generation;
 use kvm_ioctls::VmFd;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, MutexGuard};
@@ -36,6 +37,8 @@ pub struct Machine {
     pub(crate) shape: Shape,
     pub(crate) started: Instant,
     pub(crate) paused: bool,
+    /// The generation id that the guest is given before it runs again, if it was kept and may have twins.
+    pub(crate) generation: Option<Generation>,
 }
 
 impl Machine {
@@ -50,8 +53,15 @@ impl Machine {
     }
 
     /// Lets the vCPUs run, unless the guest has stopped for good.
+    ///
+    /// A restored guest becomes another only here: saved again before it has run, it is still the one that was kept.
     pub fn resume(&mut self) {
         self.paused = false;
+        if let Some(id) = self.generation.take()
+            && let Err(error) = self.board.renew_generation(&id)
+        {
+            self.vcpus.fail(format!("cannot tell the guest that it was restored: {error}"));
+        }
         if self.vcpus.stop.is_none() {
             self.board.run();
         }
@@ -164,6 +174,12 @@ impl Vcpus {
                 Err(_) => self.running = 0,
             }
         }
+    }
+
+    /// Has the machine end with this message instead of running.
+    fn fail(&mut self, message: String) {
+        self.stop.get_or_insert(Stop::Fault(message));
+        let _ = self.event.write(1);
     }
 
     fn collect(&mut self) {

@@ -11,7 +11,9 @@ use std::sync::mpsc::channel;
 use vmm::api::{BalloonRequest, Command as Verb};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
-use vmm::cli::{ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs};
+use vmm::cli::{
+    ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs, TimeChoice,
+};
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
 use vmm::disk::{Disk, DiskCare, DiskFile, DiskWish};
@@ -111,8 +113,22 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
     operate(&args.api, &args.file, args.paused, |ends| {
-        Ok(start::restore(&kvm, &snapshot, overrides, HostEnds { disks, ..ends })?)
+        let ends = HostEnds { disks, ..ends };
+        let machine = start::restore(&kvm, &snapshot, overrides, args.time.into(), ends)?;
+        if args.time == TimeChoice::Step {
+            leave_the_wall_clock();
+        }
+        Ok(machine)
     })
+}
+
+/// With `--time step` somebody in the guest has to set the wall clock. Nobody there can be asked from outside yet: a guest
+/// agent's "set the clock" belongs here.
+fn leave_the_wall_clock() {
+    complaint::say(
+        "vmm: --time step: the guest's clocks go on from where they were; its RTC tells the host's time, and the guest has \
+         to set its wall clock from that (hwclock -s)",
+    );
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.

@@ -37,7 +37,7 @@ pub enum RamError {
         reason: String,
     },
     /// The process's own view of its memory could not be opened.
-    #[error("cannot open /proc/self/{file}, by which a restored guest's RAM is saved")]
+    #[error("cannot open /proc/self/{file}, by which a restored guest's RAM is read and written")]
     OwnMemory {
         /// `pagemap` or `mem`.
         file: &'static str,
@@ -71,7 +71,28 @@ pub struct GuestRam {
 #[derive(Debug)]
 struct OwnMemory {
     pagemap: File,
-    mem: File,
+    mem: Arc<File>,
+}
+
+/// Writes guest RAM, wherever that is. Where it is a snapshot's mapping, by a system call, as it is read.
+#[derive(Clone, Debug)]
+pub struct RamWriter {
+    memory: GuestMemoryMmap,
+    mem: Option<Arc<File>>,
+}
+
+impl RamWriter {
+    /// Writes `bytes` at a guest physical address.
+    ///
+    /// # Errors
+    /// There is no RAM, or the snapshot that it is mapped from has lost this part of it.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
+        let Some(mem) = &self.mem else {
+            return self.memory.write_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other);
+        };
+        let target = self.memory.get_slice(GuestAddress(gpa), bytes.len()).map_err(io::Error::other)?;
+        mem.write_all_at(bytes, target.ptr_guard().as_ptr() as u64).map_err(|_| io::Error::other(SHORTENED))
+    }
 }
 
 impl GuestRam {
@@ -111,6 +132,11 @@ impl GuestRam {
         self.mapped.is_some()
     }
 
+    /// A way to write guest memory for those who don't own it.
+    pub fn writer(&self) -> RamWriter {
+        RamWriter { memory: self.memory.clone(), mem: self.mapped.as_ref().map(|own| own.mem.clone()) }
+    }
+
     /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
     ///
     /// # Errors
@@ -137,7 +163,9 @@ impl OwnMemory {
         let open = |file: &'static str| {
             File::open(format!("/proc/self/{file}")).map_err(|source| RamError::OwnMemory { file, source })
         };
-        Ok(Self { pagemap: open("pagemap")?, mem: open("mem")? })
+        let mem = File::options().read(true).write(true).open("/proc/self/mem");
+        let mem = mem.map_err(|source| RamError::OwnMemory { file: "mem", source })?;
+        Ok(Self { pagemap: open("pagemap")?, mem: Arc::new(mem) })
     }
 
     /// Whether the process has pages of its own in the range: present (bit 63) or swapped out (bit 62) in its page map

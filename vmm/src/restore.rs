@@ -4,6 +4,7 @@
 
 use crate::board::{Board, BoardError, BoardHost, BoardState};
 use crate::capture::MachineState;
+use crate::clock::{self, Moment, TimePolicy};
 use crate::config::Shape;
 use crate::cpuid;
 use crate::disk::Disk;
@@ -13,7 +14,7 @@ use crate::msr;
 use crate::ram::GuestRam;
 use crate::run_loop::Buses;
 use crate::vcpu::{self, Vcpu};
-use crate::vcpu_state::{HostTsc, HostVcpu, VcpuState, VcpuStateError};
+use crate::vcpu_state::{HostVcpu, VcpuState, VcpuStateError};
 use crate::vcpu_thread::{Reports, VcpuThread};
 use crate::vm;
 use crate::vm_state;
@@ -65,10 +66,10 @@ pub struct HostEnds {
 }
 
 impl Machine {
-    /// Builds a machine with this state on this RAM. It is paused.
+    /// Builds a machine with this state on this RAM, in which so much time has passed as the policy says. It is paused.
     ///
-    /// Order: memory slots, interrupt controllers, vCPUs and their states, then timer chip, clock and controllers' state,
-    /// the clock thus before any vCPU runs; the devices last.
+    /// Order: memory slots, interrupt controllers, vCPUs; then the clock, from which the TSCs among the vCPUs' states
+    /// follow; then timer chip and controllers' state; the devices last.
     ///
     /// # Errors
     /// Whatever this host's KVM, or a device, would not take.
@@ -76,11 +77,12 @@ impl Machine {
         kvm: &Kvm,
         state: &MachineState,
         ram: GuestRam,
+        time: TimePolicy,
         ends: HostEnds,
     ) -> Result<Self, RestoreError> {
         let vm = vm::create(kvm, Some(&ram))?;
         let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
-        let vcpus = restore_vcpus(&vm, state, &host)?;
+        let vcpus = restore_vcpus(&vm, state, &host, time)?;
         vm_state::restore(&vm, &state.vm)?;
         let board_host = BoardHost {
             vm: vm.clone(),
@@ -100,6 +102,7 @@ impl Machine {
             shape: state.shape.clone(),
             started: Instant::now(),
             paused: true,
+            generation: None,
         })
     }
 }
@@ -113,26 +116,37 @@ impl MachineState {
         let supported = cpuid::supported(kvm)?;
         let vm = vm::create(kvm, None)?;
         let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
-        let now = HostTsc::default();
-        let vcpu = |index| {
-            let cpuid = cpuid::for_vcpu(&supported, index, shape.vcpus);
-            Vcpu::new(&vm, index, host.clone(), cpuid)?.save(&now)
-        };
-        let vcpus = (0..shape.vcpus).map(vcpu).collect::<Result<_, _>>()?;
-        Ok(Self { vm: vm_state::save(&vm)?, vcpus, board: BoardState::default(), shape })
+        let vcpu =
+            |index| Vcpu::new(&vm, index, host.clone(), cpuid::for_vcpu(&supported, index, shape.vcpus));
+        let vcpus = (0..shape.vcpus).map(vcpu).collect::<Result<Vec<_>, _>>()?;
+        let now = Moment::read(&vm, &vcpus[0].fd)?;
+        let vcpus = vcpus.iter().map(|vcpu| vcpu.save(&now)).collect::<Result<_, _>>()?;
+        Ok(Self { vm: vm_state::save(&vm, now.clock)?, vcpus, board: BoardState::default(), shape })
     }
 }
 
-fn restore_vcpus(vm: &VmFd, state: &MachineState, host: &Arc<HostVcpu>) -> Result<Vec<Vcpu>, RestoreError> {
+fn restore_vcpus(
+    vm: &VmFd,
+    state: &MachineState,
+    host: &Arc<HostVcpu>,
+    time: TimePolicy,
+) -> Result<Vec<Vcpu>, RestoreError> {
     if state.vcpus.len() != state.shape.vcpus as usize {
         return Err(RestoreError::Vcpus { vcpus: state.vcpus.len(), shape: state.shape.vcpus });
     }
     let make = |(index, vcpu): (u32, &VcpuState)| Vcpu::new(vm, index, host.clone(), vcpu.cpuid.clone());
     let vcpus = (0..).zip(&state.vcpus).map(make).collect::<Result<Vec<_>, _>>()?;
-    let now = HostTsc::default();
-    for (index, (vcpu, state)) in vcpus.iter().zip(&state.vcpus).enumerate() {
-        vcpu.restore(state, &now).map_err(|source| RestoreError::Vcpu { index, source })?;
-    }
+    let each = |put: &dyn Fn(&Vcpu, &VcpuState) -> Result<(), VcpuStateError>| {
+        let mut pairs = vcpus.iter().zip(&state.vcpus).enumerate();
+        pairs.try_for_each(|(index, (vcpu, state))| {
+            put(vcpu, state).map_err(|source| RestoreError::Vcpu { index, source })
+        })
+    };
+    each(&|vcpu, state| vcpu.restore_tsc_frequency(state))?;
+    clock::set(vm, &state.vm.clock, time)?;
+    let now = Moment::read(vm, &vcpus[0].fd)?;
+    let passed = now.since(&state.vm.clock);
+    each(&|vcpu, state| vcpu.restore(state, &now, passed))?;
     Ok(vcpus)
 }
 

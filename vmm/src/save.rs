@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 /// Version of the encoding of every section.
-pub const SECTION_VERSION: u32 = 1;
+pub const SECTION_VERSION: u32 = 2;
 /// Name of the section with the machine's [`crate::config::Shape`].
 pub const SHAPE: &str = "shape";
 /// Name of the section with what KVM holds for the VM.
@@ -34,6 +34,10 @@ pub const NEED_VENDOR: &str = "cpu vendor";
 pub const NEED_XSAVE: &str = "xsave bytes";
 /// The TSC's frequency in kHz, which a host must have or be able to scale to.
 pub const NEED_TSC: &str = "tsc kHz";
+
+/// What every machine has.
+const DEVICES: [&str; 7] =
+    ["COM1", "i8042", "RTC", "ACPI registers", "panic device", "VM generation id", "exit port"];
 
 /// Name of the section with a vCPU's state.
 pub fn vcpu_section(index: usize) -> String {
@@ -131,7 +135,7 @@ fn about(state: &MachineState, generation: GenerationId) -> About {
 }
 
 fn device_names(state: &MachineState) -> Vec<String> {
-    let fixed = ["COM1", "i8042", "ACPI registers", "panic device", "exit port"].map(str::to_owned);
+    let fixed = DEVICES.map(str::to_owned);
     let virtio = state.board.virtio.iter().map(|slot| format!("{} `{}`", slot.device.kind(), slot.id));
     fixed.into_iter().chain(virtio).collect()
 }

@@ -5,8 +5,10 @@
 use crate::acpi;
 use crate::boot::{self, BootError, BootSource, Entry, registers};
 use crate::capture::MachineState;
+use crate::clock::TimePolicy;
 use crate::config::{self, ConfigError, Shape};
 use crate::kvm::Ioctl;
+use crate::layout;
 use crate::load::{self, LoadError};
 use crate::machine::Machine;
 use crate::overrides::{OverrideError, Overrides};
@@ -14,9 +16,12 @@ use crate::ram::{GuestRam, RamError};
 use crate::restore::{HostEnds, RestoreError};
 use crate::vcpu_state::VcpuState;
 use crate::virtio::SlotState;
+use devices::{GENERATION_LEN, Generation};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
 use kvm_ioctls::Kvm;
+use rustix::rand::{GetRandomFlags, getrandom};
 use snapshot::Snapshot;
+use std::io;
 use std::path::PathBuf;
 
 /// Why no machine came to be.
@@ -37,6 +42,12 @@ pub enum StartError {
     /// What was to be taken in place of what the snapshot names.
     #[error(transparent)]
     Override(#[from] OverrideError),
+    /// The host has no random bytes to tell the guest from its twins.
+    #[error("cannot get random bytes for the VM's generation id")]
+    Random(#[source] io::Error),
+    /// The id can't be put into guest memory.
+    #[error("cannot write the VM's generation id to guest RAM")]
+    Generation(#[source] io::Error),
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
@@ -67,15 +78,17 @@ pub fn boot(
     config::check_host_memory(shape.memory)?;
     let ram = GuestRam::new(shape.memory)?;
     let boot = boot::load(ram.memory(), source, shape.memory, &acpi::tables(shape.vcpus, devices.len()))?;
+    ram.writer().write(layout::GENERATION_ID, &generation()?).map_err(StartError::Generation)?;
     shape.kernel = boot.identity;
     let mut state = MachineState::at_reset(kvm, shape)?;
     state.board.virtio = devices;
     state.vcpus.iter_mut().for_each(as_firmware_leaves_it);
     enter(&mut state.vcpus[0], &boot.entry);
-    Ok(Machine::from_state(kvm, &state, ram, ends)?)
+    Ok(Machine::from_state(kvm, &state, ram, TimePolicy::Freeze, ends)?)
 }
 
-/// Restores a snapshot, all of which but RAM has been checked, with some of the host's ends replaced.
+/// Restores a snapshot, all of which but RAM has been checked, with some of the host's ends replaced. Before the guest runs it
+/// gets a generation id of its own, since other machines may go on from the same snapshot.
 ///
 /// # Errors
 /// A host that lacks what the guest was promised, or won't take its state.
@@ -83,13 +96,23 @@ pub fn restore(
     kvm: &Kvm,
     snapshot: &Snapshot,
     overrides: Overrides,
+    time: TimePolicy,
     ends: HostEnds,
 ) -> Result<Machine, StartError> {
     let mut state = load::state(snapshot)?;
     overrides.apply(&mut state.board.virtio)?;
     load::check_host(kvm, snapshot, &state)?;
     let refused = |source| StartError::State { path: snapshot.path().to_owned(), source };
-    Machine::from_state(kvm, &state, load::ram(snapshot)?, ends).map_err(refused)
+    let mut machine = Machine::from_state(kvm, &state, load::ram(snapshot)?, time, ends).map_err(refused)?;
+    machine.generation = Some(generation()?);
+    Ok(machine)
+}
+
+fn generation() -> Result<Generation, StartError> {
+    let mut id = [0; GENERATION_LEN];
+    // So few bytes come whole or not at all (getrandom(2)).
+    getrandom(&mut id, GetRandomFlags::empty()).map_err(|error| StartError::Random(error.into()))?;
+    Ok(id)
 }
 
 fn as_firmware_leaves_it(vcpu: &mut VcpuState) {

@@ -3,9 +3,10 @@
 //! In: a VM. Out: a vCPU that can be run, saved and restored. Holds: a kick is never lost, whether it comes before, in or
 //! after `KVM_RUN`.
 
+use crate::clock::Moment;
 use crate::cpuid;
 use crate::kvm::{During, Ioctl};
-use crate::vcpu_state::{self, HostTsc, HostVcpu, VcpuState, VcpuStateError};
+use crate::vcpu_state::{self, HostVcpu, VcpuState, VcpuStateError};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuFd, VmFd};
 use libc::{c_int, c_void, siginfo_t};
@@ -49,16 +50,24 @@ impl Vcpu {
     ///
     /// # Errors
     /// The failed call.
-    pub fn save(&self, now: &HostTsc) -> Result<VcpuState, Ioctl> {
+    pub fn save(&self, now: &Moment) -> Result<VcpuState, Ioctl> {
         vcpu_state::save(&self.fd, &self.host, &self.cpuid, now)
     }
 
-    /// Puts a state into it.
+    /// Has its TSC run as fast as the state's; to be done before any clock is set.
+    ///
+    /// # Errors
+    /// This host can't give that frequency.
+    pub fn restore_tsc_frequency(&self, state: &VcpuState) -> Result<(), VcpuStateError> {
+        vcpu_state::restore_tsc_frequency(&self.fd, state)
+    }
+
+    /// Puts a state into it, `passed` nanoseconds of guest time after it was read.
     ///
     /// # Errors
     /// The first value that KVM would not take.
-    pub fn restore(&self, state: &VcpuState, now: &HostTsc) -> Result<(), VcpuStateError> {
-        vcpu_state::restore(&self.fd, &self.host, state, now)
+    pub fn restore(&self, state: &VcpuState, now: &Moment, passed: u64) -> Result<(), VcpuStateError> {
+        vcpu_state::restore(&self.fd, &self.host, state, now, passed)
     }
 
     /// Tells a guest that uses kvmclock that it was stopped, so that its watchdogs don't count the time. A guest that

@@ -3,6 +3,7 @@
 //! In: a stopped vCPU, or a state from a snapshot. Out: the other of the two. Holds: `save` and `restore` name the same
 //! fields in an order that KVM's documentation and other monitors' bugs taught; each list says why.
 
+use crate::clock::{self, Moment};
 use crate::kvm::{self, During, Ioctl};
 use crate::msr::{self, MsrError, MsrState};
 use kvm_bindings::{
@@ -11,7 +12,6 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
-use std::cell::OnceCell;
 use vmm_sys_util::fam::FamStruct;
 
 /// Everything KVM holds of one vCPU.
@@ -133,22 +133,6 @@ pub struct HostVcpu {
     pub xsave_size: usize,
 }
 
-/// The host's TSC, as the guest's frequency scales it, at one instant for all vCPUs of a capture or a restore. The
-/// differences between vCPUs stay what they were, which keeps KVM's master clock on.
-#[derive(Debug, Default)]
-pub struct HostTsc(OnceCell<Option<u64>>);
-
-impl HostTsc {
-    /// Read from the first vCPU that asks: guest TSC = scaled host TSC + offset. `None` where KVM has no offsets.
-    fn read(&self, vcpu: &VcpuFd) -> Option<u64> {
-        *self.0.get_or_init(|| {
-            let offset = kvm::tsc_offset(vcpu)?;
-            let guest = msr::save(vcpu, &[msr::TSC]).ok()?.get(msr::TSC)?;
-            Some(guest.wrapping_sub(offset))
-        })
-    }
-}
-
 /// Reads everything. The vCPU must be stopped, with no I/O left to complete.
 ///
 /// Order: MP_STATE first, because reading it makes KVM work off pending INIT and SIPI, which changes the registers;
@@ -161,7 +145,7 @@ pub fn save(
     vcpu: &VcpuFd,
     host: &HostVcpu,
     cpuid: &[kvm_cpuid_entry2],
-    now: &HostTsc,
+    now: &Moment,
 ) -> Result<VcpuState, Ioctl> {
     let mp_state = vcpu.get_mp_state().during("KVM_GET_MP_STATE")?;
     let regs = vcpu.get_regs().during("KVM_GET_REGS")?;
@@ -173,16 +157,17 @@ pub fn save(
     let tsc_khz = vcpu.get_tsc_khz().ok();
     let cpuid = cpuid.to_vec();
     let msrs = msr::save(vcpu, &host.msr_list)?;
-    let tsc = guest_tsc(vcpu, now).or(msrs.get(msr::TSC)).unwrap_or_default();
+    let tsc = now.tsc(vcpu).or(msrs.get(msr::TSC)).unwrap_or_default();
     let events = vcpu.get_vcpu_events().during("KVM_GET_VCPU_EVENTS")?;
     Ok(VcpuState { cpuid, mp_state, regs, sregs, xsave, xcrs, debug_regs, lapic, tsc_khz, tsc, msrs, events })
 }
 
-/// Writes everything, in the order in which each value can be taken.
+/// Writes everything, in the order in which each value can be taken, `passed` nanoseconds of guest time after it was read.
 ///
 /// CPUID was set when the vCPU was made: it decides which of the others are legal. The APIC base is in SREGS and decides how the LAPIC page is
 /// read (x2APIC), so SREGS come before the LAPIC. The TSC before its deadline, and the deadline after the LAPIC, whose
-/// timer mode it needs. Events last, because setting registers clears pending exceptions.
+/// timer mode it needs; one that has passed meanwhile fires once, as soon as the vCPU runs. Events last, because setting
+/// registers clears pending exceptions.
 ///
 /// # Errors
 /// The first value that this host's KVM would not take.
@@ -190,7 +175,8 @@ pub fn restore(
     vcpu: &VcpuFd,
     host: &HostVcpu,
     state: &VcpuState,
-    now: &HostTsc,
+    now: &Moment,
+    passed: u64,
 ) -> Result<(), VcpuStateError> {
     vcpu.set_mp_state(state.mp_state).during("KVM_SET_MP_STATE")?;
     vcpu.set_regs(&state.regs).during("KVM_SET_REGS")?;
@@ -199,7 +185,7 @@ pub fn restore(
     vcpu.set_xcrs(&state.xcrs).during("KVM_SET_XCRS")?;
     vcpu.set_debug_regs(&state.debug_regs).during("KVM_SET_DEBUGREGS")?;
     vcpu.set_lapic(&state.lapic).during("KVM_SET_LAPIC")?;
-    restore_tsc(vcpu, state, now)?;
+    restore_tsc(vcpu, state, now, passed)?;
     msr::restore(vcpu, &state.msrs)?;
     restore_deadline(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&state.events).during("KVM_SET_VCPU_EVENTS")?;
@@ -241,22 +227,27 @@ fn xsave_of(size: usize) -> Xsave {
     Xsave::new(extra).expect("an XSAVE area is a few pages")
 }
 
-fn guest_tsc(vcpu: &VcpuFd, now: &HostTsc) -> Option<u64> {
-    Some(now.read(vcpu)?.wrapping_add(kvm::tsc_offset(vcpu)?))
+/// Gives the vCPU's TSC the frequency that the guest was told.
+///
+/// # Errors
+/// This host has another and can't scale it.
+pub fn restore_tsc_frequency(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
+    match state.tsc_khz {
+        Some(khz) if vcpu.get_tsc_khz().ok() != Some(khz) => {
+            let set = vcpu.set_tsc_khz(khz).during("KVM_SET_TSC_KHZ");
+            set.map_err(|source| VcpuStateError::TscFrequency { khz, source })
+        }
+        _ => Ok(()),
+    }
 }
 
-/// The guest's TSC goes on where it was. Only where the offset attribute is missing is the register itself written; KVM
-/// then takes writes within a second of each other for one synchronized set.
-fn restore_tsc(vcpu: &VcpuFd, state: &VcpuState, now: &HostTsc) -> Result<(), VcpuStateError> {
-    if let Some(khz) = state.tsc_khz
-        && vcpu.get_tsc_khz().ok() != Some(khz)
-    {
-        let set = vcpu.set_tsc_khz(khz).during("KVM_SET_TSC_KHZ");
-        set.map_err(|source| VcpuStateError::TscFrequency { khz, source })?;
-    }
-    match now.read(vcpu) {
-        Some(host) => Ok(kvm::set_tsc_offset(vcpu, state.tsc.wrapping_sub(host))?),
-        None => Ok(msr::write(vcpu, msr::TSC, state.tsc)?),
+/// The guest's TSC moves as far as kvmclock. Only where the offset attribute is missing is the register itself written;
+/// KVM then takes writes within a second of each other for one synchronized set.
+fn restore_tsc(vcpu: &VcpuFd, state: &VcpuState, now: &Moment, passed: u64) -> Result<(), VcpuStateError> {
+    let tsc = clock::tsc_after(state.tsc, state.tsc_khz.unwrap_or_default(), passed);
+    match now.tsc_offset(tsc) {
+        Some(offset) => Ok(kvm::set_tsc_offset(vcpu, offset)?),
+        None => Ok(msr::write(vcpu, msr::TSC, tsc)?),
     }
 }
 
