@@ -25,7 +25,11 @@ pub fn state(honest: &Path, forged: &Path, change: impl FnOnce(&mut MachineState
     for (index, vcpu) in state.vcpus.iter().enumerate() {
         made.push(self::made(&vcpu_section(index), vcpu)?);
     }
-    sections(honest, forged, vcpus, |sections| *sections = made)
+    // What is no part of the state stays as it is.
+    sections(honest, forged, vcpus, |sections| {
+        sections.retain(|section| made.iter().all(|made| made.name != section.name));
+        sections.extend(made);
+    })
 }
 
 /// Writes a snapshot of the same RAM with other sections, which claims to have this many vCPUs.

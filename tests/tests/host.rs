@@ -69,6 +69,12 @@ fn a_triple_fault_is_told_with_where_each_vcpu_stood() -> Result<()> {
 }
 
 #[test]
+fn time_advances_or_stands_still_and_never_goes_back() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::an_hour(&guest("timer", &dir).cmdline("period=2000"), dir.path())
+}
+
+#[test]
 fn the_exit_status_says_how_a_guest_ended() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let ways = [("off", 0), ("panic", 3), ("reset", 4), ("i8042", 4), ("fault", 5), ("exit status=42", 42)];

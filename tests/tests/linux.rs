@@ -53,6 +53,12 @@ fn amd_7_2() -> Result<()> {
     tell(amd(), &["7.2/restart", "7.2/panic-without-driver", "7.2/oracle-2", "7.2/above-4g"])
 }
 
+/// Pauses of a second, a minute and a day; two machines from one snapshot; a guest that sets its clock by the RTC.
+#[test]
+fn amd_time() -> Result<()> {
+    tell(amd(), &["6.1/time-2", "6.12/time-tsc", "6.12/twins-2", "6.12/rtc", "7.2/time-2"])
+}
+
 /// A sample; `make torture` goes through 100.
 #[test]
 fn amd_20_rounds() -> Result<()> {

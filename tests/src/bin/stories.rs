@@ -69,6 +69,16 @@ fn all() -> Vec<(String, Story)> {
             "above-4g",
             Box::new(move |dir| stories::second_process(&linux("").cpus(2).memory("6G"), dir).map(drop)),
         );
+        let teller = move |run: &str, cpus| linux(run).cmdline("loglevel=6").cpus(cpus);
+        for cpus in [1, 2] {
+            let guest = move || teller(stories::TELL_TIME, cpus);
+            add(&format!("time-{cpus}"), Box::new(move |dir| stories::comes_back_later(&guest(), dir)));
+            add(&format!("twins-{cpus}"), Box::new(move |dir| stories::twins(&guest(), dir)));
+        }
+        let by_tsc = move || teller(stories::TELL_TIME, 2).cmdline("clocksource=tsc tsc=reliable");
+        add("time-tsc", Box::new(move |dir| stories::comes_back_later(&by_tsc(), dir)));
+        let by_rtc = move || teller(stories::TELL_TIME_BY_RTC, 1);
+        add("rtc", Box::new(move |dir| stories::asks_its_rtc(&by_rtc(), dir)));
         for (cpus, count) in [(1, 20), (1, 100), (2, 3), (2, 100)] {
             let witness = move || linux("witness").cpus(cpus).proof("witness round=");
             add(

@@ -3,9 +3,12 @@
 //! In: a guest and a directory. Out: nothing, or why the story failed. Holds: a story starts `vmm` as a user would.
 
 mod ending;
+mod host_clock;
 mod keeping;
 mod refusing;
+mod time;
 
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
+pub use time::{TELL_TIME, TELL_TIME_BY_RTC, an_hour, asks_its_rtc, comes_back_later, twins};
