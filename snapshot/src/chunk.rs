@@ -1,37 +1,17 @@
-//! Chunks of RAM, their digests, and the zero pages in them.
+//! What a writer needs of chunks of RAM besides their digests.
 //!
-//! In: RAM ranges, bytes of chunks. Out: the chunks in table order, digests, runs of pages worth writing. Holds: the
-//! table has exactly one digest for each chunk, and a chunk never reaches across two ranges.
+//! In: bytes of chunks, digests. Out: runs of pages worth writing, the chunk table. Holds: a page that is not written is
+//! all zero.
 
-use crate::{CHUNK_SIZE, PAGE_SIZE, RamRange};
+use crate::{CHUNK_SIZE, PAGE_SIZE};
+use snapshot_format::chunk::is_zero;
+pub(crate) use snapshot_format::chunk::{DIGEST_LEN, chunks, count, digest, digests};
 use std::{ops::Range, sync::LazyLock};
-
-/// Bytes of one digest in the table.
-pub(crate) const DIGEST_LEN: u64 = 8;
 
 /// A chunk of zeroes.
 static ZEROES: [u8; CHUNK_SIZE as usize] = [0; CHUNK_SIZE as usize];
 /// The digest of a whole chunk of zeroes.
 static ZERO_DIGEST: LazyLock<u64> = LazyLock::new(|| digest(&ZEROES));
-
-/// The chunks of these ranges, in the order of the table.
-pub(crate) fn chunks(ranges: &[RamRange]) -> impl Iterator<Item = RamRange> + '_ {
-    ranges.iter().flat_map(|range| {
-        (0..range.len.div_ceil(CHUNK_SIZE))
-            .map(|index| index * CHUNK_SIZE)
-            .map(|start| RamRange { gpa: range.gpa + start, len: (range.len - start).min(CHUNK_SIZE) })
-    })
-}
-
-/// Number of chunks in these ranges.
-pub(crate) fn count(ranges: &[RamRange]) -> u64 {
-    ranges.iter().map(|range| range.len.div_ceil(CHUNK_SIZE)).sum()
-}
-
-/// XXH3, 64 bits, seed 0.
-pub(crate) fn digest(bytes: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(bytes)
-}
 
 /// The digest of `len` zeroes, at most a chunk.
 pub(crate) fn zero_digest(len: u64) -> u64 {
@@ -43,7 +23,7 @@ pub(crate) fn data_runs(chunk: &[u8]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     for (index, page) in chunk.chunks(PAGE_SIZE as usize).enumerate() {
         let start = index * PAGE_SIZE as usize;
-        if *page == ZEROES[..page.len()] {
+        if is_zero(page) {
             continue;
         }
         match runs.last_mut() {
@@ -59,24 +39,9 @@ pub(crate) fn encode_table(digests: &[u64]) -> Vec<u8> {
     digests.iter().flat_map(|digest| digest.to_le_bytes()).collect()
 }
 
-/// The table's digests; the caller has checked its length.
-pub(crate) fn decode_table(bytes: &[u8]) -> Vec<u64> {
-    let digests = bytes.chunks_exact(DIGEST_LEN as usize);
-    digests.map(|digest| u64::from_le_bytes(digest.try_into().expect("eight bytes"))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn chunks_start_anew_in_each_range() {
-        let ranges = [RamRange { gpa: 0, len: CHUNK_SIZE + 4096 }, RamRange { gpa: 1 << 32, len: 8192 }];
-        let expected = [(0, CHUNK_SIZE), (CHUNK_SIZE, 4096), (1 << 32, 8192)];
-        let found: Vec<_> = chunks(&ranges).map(|chunk| (chunk.gpa, chunk.len)).collect();
-        assert_eq!(found, expected);
-        assert_eq!(count(&ranges), 3);
-    }
 
     #[test]
     fn runs_leave_zero_pages_out() {

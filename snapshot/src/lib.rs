@@ -27,16 +27,13 @@
 //! Linux, when it shows such a machine as `/proc/vmcore`, lays the file out anew: notes start at a page boundary, may
 //! have others among them, and every offset moves. So no note holds a file offset and no CRC covers the ELF and program
 //! headers; these are checked field by field, against the one layout or the other, and against the manifest.
-//! [`UnverifiedSnapshot::verify`] reads both.
+//! [`UnverifiedSnapshot::verify`] reads both. The checks are in the `snapshot-format` crate, which the restore stub uses
+//! too; here is what needs files and an allocator.
 #![forbid(unsafe_code)]
 
 mod chunk;
-mod elf;
 mod fault;
-mod header;
-mod layout;
 mod manifest;
-mod note;
 mod prstatus;
 pub mod publish;
 mod ram_check;
@@ -45,43 +42,17 @@ mod section;
 mod writer;
 
 pub use fault::{Fault, OpenError, RamError, VerifyError};
-pub use layout::MappedRange;
 pub use manifest::{
-    About, GenerationId, GuestKernel, HostNeed, Manifest, ManifestError, NeedValue, RamFormat, RamRange,
-    SectionEntry,
+    About, GenerationId, GuestKernel, HostNeed, Manifest, ManifestError, NeedValue, RamFormat, SectionEntry,
 };
 pub use prstatus::Registers;
 pub use reader::{RamSummary, Snapshot, UnverifiedSnapshot};
 pub use section::{Section, SectionError, SectionRef};
+pub use snapshot_format::{
+    CHUNK_SIZE, DIGEST, FORMAT_VERSION, MappedRange, NOTES_MAX, PAGE_SIZE, RAM_RANGES_MAX, RamRange,
+    VCPUS_MAX,
+};
 pub use writer::{ChunkContent, Contents, RamSource, Summary, WriteError, write};
 
-/// The format's version; a reader takes its own version only.
-pub const FORMAT_VERSION: u32 = 1;
-/// Bytes in a page: the alignment of RAM in the file, and the size of the smallest hole.
-pub const PAGE_SIZE: u64 = 4096;
-/// Bytes of RAM under one digest; the last chunk of a range may be shorter.
-pub const CHUNK_SIZE: u64 = 1 << 20;
-/// The digest's name in the manifest.
-pub const DIGEST: &str = "xxh3-64";
-/// All notes together are shorter than this: Linux reads those of a `/proc/vmcore` into one `kmalloc`, of which 4 MiB is
-/// the largest; and it bounds what a reader allocates.
-pub const NOTES_MAX: u64 = 4 << 20;
-/// Most RAM ranges of a machine.
-pub const RAM_RANGES_MAX: usize = 64;
-/// Most vCPUs of a machine.
-pub const VCPUS_MAX: u32 = 1024;
 /// Most bytes of a name or another text in the manifest.
 pub const TEXT_MAX: usize = 512;
-
-/// Bytes of the ELF header (ELF-64 object file format, figure 2).
-pub(crate) const EHDR_LEN: u64 = 64;
-/// Bytes of a program header (ELF-64 object file format, figure 6).
-pub(crate) const PHDR_LEN: u64 = 56;
-/// Bytes of a note's header: the lengths of name and descriptor, and the type.
-pub(crate) const NOTE_HEADER_LEN: u64 = 12;
-/// Bytes of the longest ELF header with program headers.
-pub(crate) const HEADERS_MAX: u64 = EHDR_LEN + (1 + RAM_RANGES_MAX as u64) * PHDR_LEN;
-
-// The reader tells the two layouts apart by where the notes start: right after the headers, or at the next page.
-const _: () = assert!(HEADERS_MAX < PAGE_SIZE);
-const _: () = assert!(CHUNK_SIZE.is_multiple_of(PAGE_SIZE));

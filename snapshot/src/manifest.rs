@@ -3,12 +3,10 @@
 //! In: what the writer was told, or bytes under a correct CRC. Out: the same data, in itself consistent. Holds: writer
 //! and reader apply the same [`Manifest::check`], so nothing can be written that could not be read.
 
-use crate::{CHUNK_SIZE, DIGEST, NOTES_MAX, PAGE_SIZE, RAM_RANGES_MAX, TEXT_MAX, VCPUS_MAX};
+use crate::{CHUNK_SIZE, DIGEST, NOTES_MAX, PAGE_SIZE, RAM_RANGES_MAX, RamRange, TEXT_MAX, VCPUS_MAX};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use snapshot_format::GPA_END;
 use std::{collections::HashSet, fmt};
-
-/// Guest physical addresses end here (52 bits: AMD64 Architecture Programmer's Manual, volume 2, 5.1).
-const GPA_END: u64 = 1 << 52;
 
 /// 16 random bytes that tell one snapshot from every other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,15 +52,6 @@ impl<'de> Deserialize<'de> for GenerationId {
         let text = String::deserialize(deserializer)?;
         Self::from_hex(&text).ok_or_else(|| D::Error::custom("expected 32 hexadecimal digits"))
     }
-}
-
-/// A range of guest RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct RamRange {
-    /// Guest physical address of its first byte.
-    pub gpa: u64,
-    /// Its length in bytes.
-    pub len: u64,
 }
 
 /// What is known of the kernel in the guest.
@@ -255,24 +244,22 @@ impl RamFormat {
         check_value("number of RAM ranges", self.ranges.len(), 1..=RAM_RANGES_MAX)?;
         let mut end = 0;
         for range in &self.ranges {
-            end = range.check(end)?;
+            end = check_range(range, end)?;
         }
         let sum = self.ranges.iter().map(|range| range.len).sum();
         check_value("RAM in bytes", self.bytes, sum..=sum)
     }
 }
 
-impl RamRange {
-    /// The end of this range, which has to start at `after` or later.
-    fn check(&self, after: u64) -> Result<u64, ManifestError> {
-        let Self { gpa, len } = *self;
-        let whole = gpa.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) && len > 0;
-        let end = gpa.checked_add(len).filter(|end| whole && *end <= GPA_END);
-        if gpa < after {
-            return Err(ManifestError::Overlap { gpa, end: after });
-        }
-        end.ok_or(ManifestError::Range { gpa, len })
+/// The end of this range, which has to start at `after` or later.
+fn check_range(range: &RamRange, after: u64) -> Result<u64, ManifestError> {
+    let RamRange { gpa, len } = *range;
+    let whole = gpa.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) && len > 0;
+    let end = gpa.checked_add(len).filter(|end| whole && *end <= GPA_END);
+    if gpa < after {
+        return Err(ManifestError::Overlap { gpa, end: after });
     }
+    end.ok_or(ManifestError::Range { gpa, len })
 }
 
 fn check_value<T>(

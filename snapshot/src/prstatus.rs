@@ -3,8 +3,8 @@
 //! In: registers that the caller has copied from its vCPU. Out: Linux's `struct elf_prstatus` for x86-64. Holds: this
 //! is a view for people; a restore takes registers from the machine state.
 
-/// Bytes of `struct elf_prstatus` (Linux `include/linux/elfcore.h`).
-pub(crate) const PRSTATUS_LEN: usize = 336;
+/// Bytes of `struct elf_prstatus`.
+pub(crate) const PRSTATUS_LEN: usize = snapshot_format::PRSTATUS_LEN as usize;
 /// Offset of `pr_pid`.
 const PR_PID: usize = 32;
 /// Offset of `pr_reg`: 27 registers in the order of `struct user_regs_struct`.

@@ -3,7 +3,7 @@
 //! In: a file, the place of a RAM range in it, the chunk table. Out: agreement, or the first chunk that differs. Holds:
 //! one chunk is in memory at a time, and holes of the file are not read.
 
-use crate::{CHUNK_SIZE, RamError, RamRange, chunk, layout::MappedRange};
+use crate::{CHUNK_SIZE, MappedRange, RamError, RamRange, chunk};
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,

@@ -6,12 +6,14 @@
 use crate::{
     About, CHUNK_SIZE, Manifest, ManifestError, NOTES_MAX, RamRange, Registers, Section, SectionEntry,
     SectionError, chunk,
-    header::{FixedHeader, Frame, HEADER_LEN},
-    layout::{Layout, MappedRange},
     manifest::RamFormat,
-    note,
     prstatus::PRSTATUS_LEN,
     publish::{NewFile, PublishError},
+};
+use snapshot_format::{
+    Layout, MappedRange, elf,
+    header::{FixedHeader, Frame, HEADER_LEN},
+    note,
 };
 use std::{
     fs::File,
@@ -134,13 +136,13 @@ pub fn write(
     let started = Instant::now();
     let mut ram = RamWriter::new(new.file(), contents.ram, progress);
     layout
-        .ram
+        .ram()
         .iter()
         .try_for_each(|mapped| ram.write_range(mapped))
         .map_err(|error| error.at(new.target()))?;
     let RamWriter { digests, data_bytes, done: ram_bytes, .. } = ram;
     let (ram_time, started) = (started.elapsed(), Instant::now());
-    let head = [layout.encode(), notes.encode(&digests)].concat();
+    let head = [encode_headers(&layout), notes.encode(&digests)].concat();
     new.file().write_all_at(&head, 0).map_err(failed)?;
     let file = new.file().try_clone().map_err(failed)?;
     new.publish()?;
@@ -186,19 +188,27 @@ impl Notes {
     fn encode(&self, digests: &[u64]) -> Vec<u8> {
         let table = chunk::encode_table(digests);
         let header = FixedHeader {
-            prstatus: Frame::of(&self.prstatus.concat()),
-            manifest: Frame::of(&self.manifest),
-            table: Frame::of(&table),
+            prstatus: Frame::of(self.prstatus.iter().map(|desc| &desc[..])),
+            manifest: Frame::of([&self.manifest[..]]),
+            table: Frame::of([&table[..]]),
             state_len: self.state.len() as u32,
         };
         let mut out = Vec::new();
         self.prstatus.iter().for_each(|desc| note::push(&mut out, note::CORE, note::NT_PRSTATUS, desc));
-        let own = [&header.encode(), &self.manifest, &self.state, &table];
+        let own = [&header.encode()[..], &self.manifest, &self.state, &table];
         for ((kind, _), desc) in [note::HEADER, note::MANIFEST, note::STATE, note::TABLE].iter().zip(own) {
             note::push(&mut out, note::VMMSNAP, *kind, desc);
         }
         out
     }
+}
+
+/// The ELF header and program headers of a planned file.
+fn encode_headers(layout: &Layout) -> Vec<u8> {
+    let headers: Vec<_> = layout.headers().collect();
+    let mut out = elf::encode_header(headers.len() as u16).to_vec();
+    headers.iter().for_each(|header| out.extend(header.encode()));
+    out
 }
 
 fn check_len(len: u64) -> Result<(), WriteError> {

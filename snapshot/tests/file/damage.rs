@@ -2,6 +2,7 @@
 
 use crate::machine::{Machine, chain};
 use snapshot::{OpenError, UnverifiedSnapshot};
+use snapshot_format::Image;
 use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::FileExt,
@@ -99,6 +100,23 @@ fn any_flipped_bit_outside_ram_is_found() {
         victim.put(offset, *byte);
     }
     assert_eq!(victim.complaint(), None);
+}
+
+/// What the restore stub says of the same bytes, all in memory.
+#[test]
+fn the_format_crate_alone_finds_any_flipped_byte() {
+    let mut bytes = Machine::tiny().file();
+    assert_eq!(Image::check(&bytes).unwrap().layout.ram().len(), 2);
+    for offset in 0..ram_start(&bytes) {
+        for flip in [1, 0x80, 0xff] {
+            bytes[offset] ^= flip;
+            assert!(Image::check(&bytes).is_err(), "byte {offset} ^ {flip:#x}");
+            bytes[offset] ^= flip;
+        }
+    }
+    for len in 0..bytes.len() {
+        assert!(Image::check(&bytes[..len]).is_err(), "cut at {len}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::{
     forge::{elf_header, note, program_header},
     machine::{Machine, chain, original, restored, verify},
 };
+use snapshot_format::Image;
 use std::ops::Range;
 
 /// What differs between kernels, and between what they are given.
@@ -85,6 +86,7 @@ fn the_machine_comes_back_from_every_layout() {
     for kernel in kernels {
         let copy = relay(&bytes, kernel);
         assert_ne!(copy[..4096], bytes[..4096]);
+        assert_eq!(Image::check(&copy).unwrap().layout.ram(), verify(&copy).unwrap().ram());
         let snapshot = verify(&copy).unwrap_or_else(|error| panic!("{}", chain(&error)));
         assert_eq!(restored(&snapshot), original(&machine));
         assert_eq!(snapshot.manifest(), verify(&bytes).unwrap().manifest());

@@ -3,75 +3,79 @@
 //! In: owners and descriptors, or the bytes of a PT_NOTE segment. Out: the segment, or its notes. Holds: names and
 //! descriptors are padded with zeroes to 4 bytes, and the notes fill the segment exactly.
 
-use crate::{NOTE_HEADER_LEN, fault::Fault};
+use crate::{Fault, NOTE_HEADER_LEN, number};
 
 /// Owner of the notes that every core has; gdb looks for the NUL.
-pub(crate) const CORE: &[u8] = b"CORE\0";
+pub const CORE: &[u8] = b"CORE\0";
 /// Registers of one thread (Linux `elf.h`).
-pub(crate) const NT_PRSTATUS: u32 = 1;
+pub const NT_PRSTATUS: u32 = 1;
 /// Owner of this format's notes.
-pub(crate) const VMMSNAP: &[u8] = b"VMMSNAP\0";
+pub const VMMSNAP: &[u8] = b"VMMSNAP\0";
 /// This format's notes: type, and name in messages. gdb looks at the type before the owner, so small numbers, which mean
 /// registers to it, will not do.
-pub(crate) const HEADER: (u32, &str) = (0x534e_4150, "fixed header");
+pub const HEADER: (u32, &str) = (0x534e_4150, "fixed header");
 /// Postcard.
-pub(crate) const MANIFEST: (u32, &str) = (HEADER.0 + 1, "manifest");
+pub const MANIFEST: (u32, &str) = (HEADER.0 + 1, "manifest");
 /// Sections.
-pub(crate) const STATE: (u32, &str) = (HEADER.0 + 2, "machine state");
+pub const STATE: (u32, &str) = (HEADER.0 + 2, "machine state");
 /// Digests.
-pub(crate) const TABLE: (u32, &str) = (HEADER.0 + 3, "chunk table");
+pub const TABLE: (u32, &str) = (HEADER.0 + 3, "chunk table");
 
 /// One note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Note<'a> {
+pub struct Note<'a> {
     /// With its NUL.
-    pub(crate) owner: &'a [u8],
-    pub(crate) kind: u32,
-    pub(crate) desc: &'a [u8],
+    pub owner: &'a [u8],
+    /// Its type.
+    pub kind: u32,
+    /// Its descriptor, without padding.
+    pub desc: &'a [u8],
 }
 
 impl Note<'_> {
     /// Whether this is a note of that owner and type.
-    pub(crate) fn is(&self, owner: &[u8], kind: u32) -> bool {
+    pub fn is(&self, owner: &[u8], kind: u32) -> bool {
         self.owner == owner && self.kind == kind
     }
 }
 
 /// Bytes that a note takes, padding included.
-pub(crate) fn note_len(owner: &[u8], desc_len: u64) -> u64 {
+pub fn note_len(owner: &[u8], desc_len: u64) -> u64 {
     NOTE_HEADER_LEN + (owner.len() as u64).next_multiple_of(4) + desc_len.next_multiple_of(4)
 }
 
 /// Appends a note.
-pub(crate) fn push(out: &mut Vec<u8>, owner: &[u8], kind: u32, desc: &[u8]) {
+pub fn push(out: &mut impl Extend<u8>, owner: &[u8], kind: u32, desc: &[u8]) {
     for number in [owner.len() as u32, desc.len() as u32, kind] {
         out.extend(number.to_le_bytes());
     }
-    push_padded(out, owner);
-    push_padded(out, desc);
-}
-
-fn push_padded(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend(bytes);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-/// Splits a segment into its notes.
-pub(crate) fn parse(segment: &[u8]) -> Result<Vec<Note<'_>>, Fault> {
-    let mut notes = Vec::new();
-    let mut rest = segment;
-    while !rest.is_empty() {
-        let offset = segment.len() - rest.len();
-        let fault = |problem| Fault::Note { index: notes.len(), offset, problem };
-        notes.push(take_note(&mut rest).map_err(fault)?);
+    for part in [owner, desc] {
+        out.extend(part.iter().copied());
+        out.extend(core::iter::repeat_n(0, part.len().next_multiple_of(4) - part.len()));
     }
-    Ok(notes)
+}
+
+/// The notes of a segment, one after another. After a fault there are no more.
+pub fn walk(segment: &[u8]) -> impl Iterator<Item = Result<Note<'_>, Fault>> {
+    let (mut rest, mut index) = (segment, 0);
+    core::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let offset = segment.len() - rest.len();
+        let note = take_note(&mut rest).map_err(|problem| Fault::Note { index, offset, problem });
+        index += 1;
+        if note.is_err() {
+            rest = &[];
+        }
+        Some(note)
+    })
 }
 
 fn take_note<'a>(rest: &mut &'a [u8]) -> Result<Note<'a>, &'static str> {
     let header =
         take(rest, NOTE_HEADER_LEN as usize).ok_or("the segment ends in the middle of its header")?;
-    let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let number = |at: usize| number(header, at, 4) as u32;
     let owner = take_padded(rest, number(0))?;
     if owner.is_empty() {
         return Err("it has no owner");
@@ -90,7 +94,7 @@ fn take_padded<'a>(rest: &mut &'a [u8], len: u32) -> Result<&'a [u8], &'static s
     Ok(bytes)
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+pub(crate) fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     let (taken, left) = rest.split_at_checked(len)?;
     *rest = left;
     Some(taken)
@@ -100,16 +104,17 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::vec::Vec;
 
     #[test]
-    fn parses_what_it_pushes() {
+    fn walks_what_it_pushes() {
         let mut bytes = Vec::new();
         push(&mut bytes, CORE, NT_PRSTATUS, &[1, 2, 3]);
         push(&mut bytes, VMMSNAP, HEADER.0, &[]);
         assert_eq!(bytes.len() as u64, note_len(CORE, 3) + note_len(VMMSNAP, 0));
-        let notes = parse(&bytes).unwrap();
+        let notes: Vec<_> = walk(&bytes).map(Result::unwrap).collect();
         assert_eq!(notes[0], Note { owner: CORE, kind: NT_PRSTATUS, desc: &[1, 2, 3] });
-        assert!(notes[1].is(VMMSNAP, HEADER.0) && notes[1].desc.is_empty());
+        assert!(notes[1].is(VMMSNAP, HEADER.0) && notes[1].desc.is_empty() && notes.len() == 2);
     }
 
     #[test]
@@ -117,13 +122,13 @@ mod tests {
         let mut bytes = Vec::new();
         push(&mut bytes, CORE, 1, &[0; 8]);
         bytes[4..8].fill(0xff);
-        assert!(matches!(parse(&bytes), Err(Fault::Note { index: 0, .. })));
+        assert!(matches!(walk(&bytes).next(), Some(Err(Fault::Note { index: 0, .. }))));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_notes_or_an_error(bytes: Vec<u8>) {
-            let _ = parse(&bytes);
+            assert!(walk(&bytes).count() <= bytes.len() / 12 + 1);
         }
     }
 }
