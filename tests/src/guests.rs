@@ -20,6 +20,7 @@ pub struct Guest {
     memory: String,
     cpus: u32,
     entry: &'static str,
+    arguments: Vec<String>,
     /// What stands before the number that goes up for as long as the guest lives.
     pub pulse: &'static str,
     /// What the guest says when it has looked for losses and found none.
@@ -52,6 +53,7 @@ impl Guest {
             memory: "128M".to_owned(),
             cpus: 1,
             entry: "auto",
+            arguments: Vec::new(),
             pulse,
             proof: pulse,
         })
@@ -69,6 +71,7 @@ impl Guest {
             memory: "512M".to_owned(),
             cpus: 1,
             entry: "auto",
+            arguments: Vec::new(),
             pulse: "tick ",
             proof: "tick ",
         }
@@ -89,6 +92,12 @@ impl Guest {
     /// With these words on its command line as well.
     pub fn cmdline(mut self, words: &str) -> Self {
         self.cmdline = format!("{} {words}", self.cmdline).trim().to_owned();
+        self
+    }
+
+    /// With an option of `vmm run`.
+    pub fn argument(mut self, option: &str, value: &str) -> Self {
+        self.arguments.extend([option.to_owned(), value.to_owned()]);
         self
     }
 
@@ -132,6 +141,7 @@ impl Guest {
         args.extend(["--cpus".to_owned(), self.cpus.to_string()]);
         args.extend(["--cmdline".to_owned(), self.cmdline.clone()]);
         args.extend(["--name".to_owned(), self.name.replace(' ', "-")]);
+        args.extend(self.arguments.iter().cloned());
         args
     }
 

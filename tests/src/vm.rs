@@ -82,6 +82,16 @@ impl TestVm {
         Self::start(&["restore".to_owned(), file.display().to_string()])
     }
 
+    /// Restores a snapshot, with these arguments as well.
+    ///
+    /// # Errors
+    /// `vmm` can't be started.
+    pub fn restore_with(file: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut args = vec!["restore".to_owned(), file.display().to_string()];
+        args.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        Self::start(&args)
+    }
+
     /// Restores a snapshot and leaves it paused.
     ///
     /// # Errors
@@ -159,7 +169,16 @@ impl TestVm {
     /// # Errors
     /// The verb fails.
     pub fn snapshot(&self, file: &Path, then: &str) -> Result<serde_json::Value> {
-        self.ask("snapshot", &[file.to_str().context("path")?, "--then", then])
+        self.snapshot_with(file, then, &[])
+    }
+
+    /// Saves the VM, with these arguments as well.
+    ///
+    /// # Errors
+    /// The verb fails.
+    pub fn snapshot_with(&self, file: &Path, then: &str, arguments: &[&str]) -> Result<serde_json::Value> {
+        let file = file.to_str().context("path")?;
+        self.ask("snapshot", &[&[file, "--then", then], arguments].concat())
     }
 
     /// Saves the VM, ends it, and waits for its end.

@@ -86,6 +86,19 @@ fn all() -> Vec<(String, Story)> {
                 Box::new(move |dir| stories::rounds(&witness(), count, dir)),
             );
         }
+        for count in [5, 50] {
+            add(
+                &format!("disk-commits-{count}"),
+                Box::new(move |dir| stories::loses_no_commit(linux(stories::DO_WORK), count, dir)),
+            );
+        }
+        add("disk-kept", Box::new(move |dir| stories::keeps_its_disk(linux(stories::DO_WORK), dir)));
+        add(
+            "disk-oracle",
+            Box::new(move |dir| {
+                stories::capture_again(&stories::worker(linux(stories::DO_WORK).cpus(2), dir)?, dir)
+            }),
+        );
     }
     for name in ["counter", "registers", "timer", "dirty", "smp"] {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
