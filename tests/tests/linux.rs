@@ -65,6 +65,12 @@ fn amd_20_rounds() -> Result<()> {
     tell(amd(), &["6.12/rounds-20-cpus-1"])
 }
 
+/// A sample; `make torture` goes through 50 with each kernel.
+#[test]
+fn amd_disks() -> Result<()> {
+    tell(amd(), &["6.12/disk-commits-5", "6.1/disk-oracle", "6.1/disk-kept", "7.2/disk-oracle"])
+}
+
 #[test]
 fn amd_our_own_guests_on_an_older_host() -> Result<()> {
     tell(amd().host("6.1"), &["bare"])

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use snapshot::GenerationId;
 use snapshot::publish::{NewFile, PublishError};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, FileTimes, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -114,13 +114,18 @@ pub(super) fn private_copy(kept: &DiskFile, directory: &Path) -> Result<DiskFile
     Ok(DiskFile::of(file, false, place)?)
 }
 
-/// A copy under a name that nothing has yet.
+/// A copy under a name that nothing has yet. Until it is written it has the time of its original, by which it is known as a
+/// copy: a restore that fails after making it can be tried again.
 ///
 /// # Errors
 /// The copy can't be made.
 pub(super) fn copy_to(kept: &DiskFile, path: &Path) -> Result<DiskFile, KeepError> {
     let new = NewFile::create(path)?;
-    copy(kept, new.file()).map_err(|source| KeepError::Copy { path: path.to_owned(), source })?;
+    let copied = copy(kept, new.file()).and_then(|_| {
+        let modified = kept.file.metadata()?.modified()?;
+        new.file().set_times(FileTimes::new().set_modified(modified))
+    });
+    copied.map_err(|source| KeepError::Copy { path: path.to_owned(), source })?;
     new.publish()?;
     Ok(DiskFile::open(path, false)?)
 }

@@ -227,7 +227,13 @@ impl DiskRecord {
             (place, _) => {
                 let path = place.or(self.path.as_deref()).ok_or(RecordError::Ended)?;
                 let file = DiskFile::open(path, self.read_only)?;
-                self.check(&file, allow_changed, |file| Ok(Stamp::of(file)? == self.stamp))?;
+                self.check(&file, allow_changed, |file| {
+                    let unwritten_copy = match &self.kept {
+                        Some(kept) => modified_ns(&file.file.metadata()?) == kept.modified_ns,
+                        None => false,
+                    };
+                    Ok(unwritten_copy || Stamp::of(file)? == self.stamp)
+                })?;
                 Ok(file)
             }
         }

@@ -143,6 +143,8 @@ fn a_kept_disk_is_copied_to_a_place_that_is_free() {
     scene.write("disk", b"new");
     let disk = scene.open_at(&records, &["mine"], false).unwrap();
     assert_eq!(text(&disk), *b"old");
+    drop(disk);
+    let disk = scene.open_at(&records, &["mine"], false).expect("a copy that nobody wrote");
     disk.file.file.write_all_at(b"own", 1 << 20).unwrap();
     drop(disk);
     let refused = scene.open_at(&records, &["mine"], false).unwrap_err();
