@@ -59,6 +59,16 @@ fn amd_time() -> Result<()> {
     tell(amd(), &["6.1/time-2", "6.12/time-tsc", "6.12/twins-2", "6.12/rtc", "7.2/time-2"])
 }
 
+#[test]
+fn amd_networks() -> Result<()> {
+    tell(amd(), &["6.1/network", "6.12/network", "7.2/network"])
+}
+
+#[test]
+fn amd_networks_of_clones() -> Result<()> {
+    tell(amd(), &["6.12/network-clones", "6.12/network-oracle", "7.2/network-taps"])
+}
+
 /// A sample; `make torture` goes through 100.
 #[test]
 fn amd_20_rounds() -> Result<()> {
