@@ -53,20 +53,17 @@ fn amd_7_2() -> Result<()> {
     tell(amd(), &["7.2/restart", "7.2/panic-without-driver", "7.2/oracle-2", "7.2/above-4g"])
 }
 
-/// Pauses of a second, a minute and a day; two machines from one snapshot; a guest that sets its clock by the RTC.
+/// Pauses of a second, a minute and a day; two machines from one snapshot.
 #[test]
 fn amd_time() -> Result<()> {
-    tell(amd(), &["6.1/time-2", "6.12/time-tsc", "6.12/twins-2", "6.12/rtc", "7.2/time-2"])
+    tell(amd(), &["6.1/time-2", "6.12/time-tsc", "6.12/twins-2", "7.2/time-2"])
 }
 
+/// Guests whose wall clock is set after a restore: by their agent, or by themselves.
 #[test]
-fn amd_networks() -> Result<()> {
-    tell(amd(), &["6.1/network", "6.12/network", "7.2/network"])
-}
-
-#[test]
-fn amd_networks_of_clones() -> Result<()> {
-    tell(amd(), &["6.12/network-clones", "6.12/network-oracle", "7.2/network-taps"])
+fn amd_wall_clock() -> Result<()> {
+    let by_agent = ["6.1/clock-by-agent", "6.12/clock-by-agent", "7.2/clock-by-agent"];
+    tell(amd(), &[&by_agent[..], &["6.12/rtc", "6.12/clock-without-agent"]].concat())
 }
 
 /// A sample; `make torture` goes through 100.

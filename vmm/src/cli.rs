@@ -266,7 +266,7 @@ pub enum TimeChoice {
     Advance,
     /// All clocks of the guest go on from where they were
     Freeze,
-    /// As freeze, for a guest that sets its wall clock itself, from the RTC, which tells the host's time
+    /// As freeze, but the wall clock is set: by the guest's agent if there is one, else by the guest itself, from its RTC
     Step,
 }
 

@@ -20,8 +20,8 @@ pub enum TimePolicy {
     Advance,
     /// It has not been: all its clocks go on from where they were.
     Freeze,
-    /// Its monotonic clock goes on from where it was; the wall clock is for someone in the guest to set, from the RTC, which
-    /// tells the host's time whatever the policy. To KVM this is [`TimePolicy::Freeze`].
+    /// Its monotonic clock goes on from where it was; the wall clock is for someone in the guest to set: the agent, or
+    /// whoever asks the RTC, which tells the host's time whatever the policy. To KVM this is [`TimePolicy::Freeze`].
     Step,
 }
 

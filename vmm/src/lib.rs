@@ -59,3 +59,4 @@ pub mod doctor;
 pub mod monitor;
 pub mod cli;
 pub mod exec;
+pub mod wall_clock;

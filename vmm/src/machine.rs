@@ -39,6 +39,8 @@ pub struct Machine {
     pub(crate) paused: bool,
     /// The generation id that the guest is given before it runs again, if it was kept and may have twins.
     pub(crate) generation: Option<Generation>,
+    /// What is to be done once when the guest runs.
+    pub(crate) when_run: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Machine {
@@ -66,6 +68,14 @@ impl Machine {
             self.board.run();
         }
         self.vcpus.run();
+        if let Some(then) = self.when_run.take() {
+            then();
+        }
+    }
+
+    /// Has `then` called when the guest has been let run for the first time. It must not wait for the guest.
+    pub fn when_run(&mut self, then: impl FnOnce() + Send + 'static) {
+        self.when_run = Some(Box::new(then));
     }
 
     /// Whether the guest is held still.

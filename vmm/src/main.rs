@@ -25,7 +25,7 @@ use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{client, complaint, doctor, exec, inspect, load, network, start, vm};
+use vmm::{client, complaint, doctor, exec, inspect, load, network, start, vm, wall_clock};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -114,21 +114,13 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
     operate(&args.api, &args.file, args.paused, |ends| {
         let ends = HostEnds { disks, ..ends };
-        let machine = start::restore(&kvm, &snapshot, overrides, args.time.into(), ends)?;
+        let mut machine = start::restore(&kvm, &snapshot, overrides, args.time.into(), ends)?;
         if args.time == TimeChoice::Step {
-            leave_the_wall_clock();
+            let vsock = machine.board().vsock_path().map(Into::into);
+            machine.when_run(|| wall_clock::step(vsock));
         }
         Ok(machine)
     })
-}
-
-/// With `--time step` somebody in the guest has to set the wall clock. Nobody there can be asked from outside yet: a guest
-/// agent's "set the clock" belongs here.
-fn leave_the_wall_clock() {
-    complaint::say(
-        "vmm: --time step: the guest's clocks go on from where they were; its RTC tells the host's time, and the guest has \
-         to set its wall clock from that (hwclock -s)",
-    );
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.

@@ -103,6 +103,7 @@ impl Machine {
             started: Instant::now(),
             paused: true,
             generation: None,
+            when_run: None,
         })
     }
 }

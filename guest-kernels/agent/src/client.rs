@@ -4,7 +4,7 @@
 //! memory stays bounded, and all but a running command ends within the client's patience.
 
 use crate::message::{Complaint, MAX_SEED, Reply, Request, TcpSocket};
-use crate::wire::{self, Decoder, MAX_PAYLOAD, WireError};
+use crate::wire::{self, Decoder, Frame, MAX_PAYLOAD, WireError};
 use crate::{PORT, VERSION};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -105,12 +105,15 @@ impl Client {
         ended
     }
 
-    /// Sets the guest's wall clock to this time after 1970-01-01 00:00 UTC.
+    /// Sets the guest's wall clock to the time since 1970-01-01 00:00 UTC that `now` tells. It is asked when the agent has
+    /// answered and waits for the request: what connecting took is not missing from the guest's clock.
     ///
     /// # Errors
     /// The guest can't be reached, or refuses.
-    pub fn set_clock(&self, since_epoch: Duration) -> Result<(), ClientError> {
-        self.request(&Request::SetClock(since_epoch))?.sockets().map(drop)
+    pub fn set_clock(&self, now: impl FnOnce() -> Duration) -> Result<(), ClientError> {
+        let mut session = self.greet()?;
+        session.send(&Request::SetClock(now()).frame())?;
+        session.sockets().map(drop)
     }
 
     /// Has the guest's kernel take these bytes, 1 to [`MAX_SEED`] of them, as random, and draw a new key for its generator.
@@ -144,15 +147,20 @@ impl Client {
         if frame.payload.len() > MAX_PAYLOAD {
             return Err(ClientError::TooLong(frame.payload.len()));
         }
+        let mut session = self.greet()?;
+        session.send(&frame)?;
+        Ok(session)
+    }
+
+    /// A connection on which the agent waits for a request.
+    fn greet(&self) -> Result<Session, ClientError> {
         let mut session = Session::open(&self.socket, self.patience)?;
         match session.reply()? {
-            Reply::Hello(VERSION) => {}
-            Reply::Hello(other) => return Err(ClientError::Strange(format!("its version is {other}"))),
-            Reply::Failed(complaint) => return Err(refused(complaint)),
-            other => return Err(unexpected(&other)),
+            Reply::Hello(VERSION) => Ok(session),
+            Reply::Hello(other) => Err(ClientError::Strange(format!("its version is {other}"))),
+            Reply::Failed(complaint) => Err(refused(complaint)),
+            other => Err(unexpected(&other)),
         }
-        wire::send(&mut session.stream, &frame).map_err(|e| session.failed(e))?;
-        Ok(session)
     }
 }
 
@@ -206,6 +214,10 @@ impl Session {
             return Err(ClientError::TimedOut(self.patience));
         }
         self.stream.set_read_timeout(Some(left)).map_err(ClientError::Io)
+    }
+
+    fn send(&mut self, frame: &Frame) -> Result<(), ClientError> {
+        wire::send(&mut self.stream, frame).map_err(|e| self.failed(e))
     }
 
     fn reply(&mut self) -> Result<Reply, ClientError> {

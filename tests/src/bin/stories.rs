@@ -79,10 +79,10 @@ fn all() -> Vec<(String, Story)> {
         add("time-tsc", Box::new(move |dir| stories::comes_back_later(&by_tsc(), dir)));
         let by_rtc = move || teller(stories::TELL_TIME_BY_RTC, 1);
         add("rtc", Box::new(move |dir| stories::asks_its_rtc(&by_rtc(), dir)));
-        add("network", Box::new(move |dir| stories::on_the_network(&linux(stories::SERVE), dir)));
-        add("network-clones", Box::new(move |dir| stories::clones(&linux(stories::SERVE), dir)));
-        add("network-oracle", Box::new(move |dir| stories::network_oracle(&linux(stories::BUSY), dir)));
-        add("network-taps", Box::new(move |dir| stories::no_such_tap(&linux(""), dir)));
+        let by_agent = move || teller(stories::TELL_ONLY_TIME, 1);
+        add("clock-by-agent", Box::new(move |dir| stories::has_an_agent(by_agent(), dir)));
+        let by_itself = move || teller(stories::TELL_TIME_WITHOUT_AGENT, 1);
+        add("clock-without-agent", Box::new(move |dir| stories::has_lost_its_agent(by_itself(), dir)));
         for (cpus, count) in [(1, 20), (1, 100), (2, 3), (2, 100)] {
             let witness = move || linux("witness").cpus(cpus).proof("witness round=");
             add(
