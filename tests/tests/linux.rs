@@ -66,6 +66,16 @@ fn amd_wall_clock() -> Result<()> {
     tell(amd(), &[&by_agent[..], &["6.12/rtc", "6.12/clock-without-agent"]].concat())
 }
 
+#[test]
+fn amd_networks() -> Result<()> {
+    tell(amd(), &["6.1/network", "6.12/network", "7.2/network"])
+}
+
+#[test]
+fn amd_networks_of_clones() -> Result<()> {
+    tell(amd(), &["6.12/network-clones", "6.12/network-oracle", "7.2/network-taps"])
+}
+
 /// A sample; `make torture` goes through 100.
 #[test]
 fn amd_20_rounds() -> Result<()> {

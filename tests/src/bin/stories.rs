@@ -83,6 +83,10 @@ fn all() -> Vec<(String, Story)> {
         add("clock-by-agent", Box::new(move |dir| stories::has_an_agent(by_agent(), dir)));
         let by_itself = move || teller(stories::TELL_TIME_WITHOUT_AGENT, 1);
         add("clock-without-agent", Box::new(move |dir| stories::has_lost_its_agent(by_itself(), dir)));
+        add("network", Box::new(move |dir| stories::on_the_network(&linux(stories::SERVE), dir)));
+        add("network-clones", Box::new(move |dir| stories::clones(&linux(stories::SERVE), dir)));
+        add("network-oracle", Box::new(move |dir| stories::network_oracle(&linux(stories::BUSY), dir)));
+        add("network-taps", Box::new(move |dir| stories::no_such_tap(&linux(""), dir)));
         for (cpus, count) in [(1, 20), (1, 100), (2, 3), (2, 100)] {
             let witness = move || linux("witness").cpus(cpus).proof("witness round=");
             add(
