@@ -2,7 +2,7 @@
 #
 #   make demo                    stock kernels are booted, kept in a file, and go on in another process
 #   make test                    every test: this machine's KVM with our own guests, the lab with Linux
-#   make torture                 the long tests: 50 and 100 rounds of restore and snapshot in the lab
+#   make torture                 the long tests in the lab: 50 and 100 rounds of restore and snapshot; sockets with each kernel
 #   make check                   format, lints, documentation, unit tests
 #   make bench                   restore beside boot, on this machine's KVM
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
@@ -37,12 +37,14 @@ demo: setup
 	cargo run -q --release -p vmm-tests --bin demo
 
 # 100 rounds of restore and snapshot in the lab, with one vCPU and with two; 50 with a database on a disk, for each kernel.
+# Sockets and the agent, for each kernel.
 torture: setup
 	cargo build --release -p vmm -p vmm-tests --bins
 	mkdir -p target/torture
 	cp target/x86_64-unknown-linux-gnu/release/stories target/torture/
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.12/rounds-100-cpus-1 6.12/rounds-100-cpus-2'
 	LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/disk-commits-50 6.12/disk-commits-50 7.2/disk-commits-50'
+	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/agent $(v)/sockets $(v)/socket-clones $(v)/oracle-vsock)'
 
 bench: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins

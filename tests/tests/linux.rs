@@ -76,6 +76,12 @@ fn amd_networks_of_clones() -> Result<()> {
     tell(amd(), &["6.12/network-clones", "6.12/network-oracle", "7.2/network-taps"])
 }
 
+/// Sockets between guest and host, and the guest's agent; a sample, of which `make torture` goes through all.
+#[test]
+fn amd_sockets() -> Result<()> {
+    tell(amd(), &["6.1/agent", "6.12/sockets", "6.12/oracle-vsock", "7.2/socket-clones"])
+}
+
 /// A sample; `make torture` goes through 100.
 #[test]
 fn amd_20_rounds() -> Result<()> {

@@ -61,6 +61,19 @@ fn all() -> Vec<(String, Story)> {
         add("panic-without-driver", Box::new(move |_| stories::ends_with(&without_init(version), 3)));
         add("exit-port", Box::new(move |_| stories::ends_with(&linux("vmm-exit 42").entry("linux"), 42)));
         add("typing", Box::new(move |_| stories::types_and_is_answered(&linux(""))));
+        add("agent", Box::new(move |dir| stories::agent(&linux(""), dir)));
+        add("sockets", Box::new(move |dir| stories::both_ways(&linux(stories::ECHO_AND_CALL), dir)));
+        add(
+            "socket-clones",
+            Box::new(move |dir| stories::socket_clones(&linux(stories::ECHO_AND_HOLD), dir)),
+        );
+        add(
+            "oracle-vsock",
+            Box::new(move |dir| {
+                let path = dir.join("v.sock").display().to_string();
+                stories::capture_again(&linux("sockets echo 7").argument("--vsock", &path), dir)
+            }),
+        );
         for cpus in [1, 2, 4] {
             let name = format!("oracle-{cpus}");
             add(&name, Box::new(move |dir| stories::capture_again(&linux("").cpus(cpus), dir)));

@@ -82,7 +82,7 @@ impl Contents<'_> {
     fn add_guests(&self, initramfs: &mut Initramfs) -> Result<()> {
         for kernel in guest_kernels::all()? {
             let dir = format!("guests/{}", kernel.name);
-            let programs = [self.programs.witness.as_path(), &self.programs.agent];
+            let programs: Vec<&Path> = self.programs.for_guests.iter().map(PathBuf::as_path).collect();
             let initrd = guest_kernels::test_initrd(&kernel, &programs)?;
             initramfs.copy(&format!("{dir}/initrd"), &initrd)?;
             for file in ["vmlinuz", "vmlinux"] {

@@ -6,29 +6,31 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+/// Packages and programs.
+const FOR_GUESTS: [(&str, &str); 3] =
+    [("guest-kernels", "witness"), ("guest-kernels", "sockets"), ("agent", "vmm-agent")];
+
 /// What runs in the lab, and in its guests.
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
     /// The monitor.
     pub(super) vmm: PathBuf,
-    /// The guest program that notices what a snapshot loses.
-    pub(super) witness: PathBuf,
-    /// What `vmm exec` speaks to in a guest.
-    pub(super) agent: PathBuf,
+    /// Programs for guests: one notices what a snapshot loses, one speaks through sockets, one does what `vmm exec` asks.
+    pub(super) for_guests: Vec<PathBuf>,
 }
 
 impl Programs {
     /// Has cargo build them. Quick when there is nothing to do. `vmm` may be one that was built elsewhere.
     pub(super) fn build(vmm: Option<PathBuf>) -> Result<Programs> {
-        let mut packages = vec![("guest-kernels", "witness"), ("agent", "vmm-agent")];
+        let mut packages = FOR_GUESTS.to_vec();
         if vmm.is_none() {
             packages.push(("vmm", "vmm"));
         }
         let messages = cargo_build(&packages)?;
         let path =
             |name| executable(&messages, name).with_context(|| format!("cargo didn't say where {name} is"));
-        let (witness, agent) = (path("witness")?, path("vmm-agent")?);
-        Ok(Programs { witness, agent, vmm: vmm.map_or_else(|| path("vmm"), Ok)? })
+        let for_guests = FOR_GUESTS.into_iter().map(|(_, name)| path(name)).collect::<Result<_>>()?;
+        Ok(Programs { for_guests, vmm: vmm.map_or_else(|| path("vmm"), Ok)? })
     }
 }
 

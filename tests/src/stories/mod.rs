@@ -2,19 +2,23 @@
 //!
 //! In: a guest and a directory. Out: nothing, or why the story failed. Holds: a story starts `vmm` as a user would.
 
+mod agent;
 mod disks;
 mod ending;
 mod host_clock;
 mod keeping;
 mod network;
 mod refusing;
+mod sockets;
 mod time;
 
+pub use agent::agent;
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, worker};
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process};
 pub use network::{BUSY, SERVE, clones, network_oracle, no_such_tap, on_the_network};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
+pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
 pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,

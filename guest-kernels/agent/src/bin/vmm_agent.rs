@@ -1,10 +1,11 @@
 //! `vmm-agent`: lets the host run commands in this guest, over vsock.
 //!
-//! In: connections from the host on vsock port 1024. Out: what their requests ask for. Holds: it runs until it is killed;
-//! without vsock it says so in one line and ends with status 1.
+//! In: connections from the host on vsock port 1024. Out: what their requests ask for, and a line on standard output once
+//! the host can connect. Holds: it runs until it is killed; without vsock it says so in one line and ends with status 1.
 
 use agent::vsock::Listener;
 use agent::{PORT, server};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // Whoever started it may have gone on without reading.
+    let _ = writeln!(std::io::stdout(), "vmm-agent: listening on vsock port {PORT}");
     loop {
         match listener.accept() {
             Ok(client) => server::serve_aside(client),
