@@ -158,7 +158,8 @@ impl Persist for Balloon {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::Driver;
+    use crate::virtio::hostile;
+    use crate::virtio::testing::{Driver, RAM};
     use proptest::prelude::*;
     use std::sync::{Arc, Mutex};
 
@@ -245,7 +246,18 @@ mod tests {
                 driver.notify(queue);
             }
             for (address, len) in dropped.take() {
-                prop_assert!(address + u64::from(len) <= crate::virtio::testing::RAM as u64);
+                prop_assert!(address + u64::from(len) <= RAM as u64);
+            }
+        }
+
+        /// Whatever a guest does and a snapshot holds: nothing panics or hangs, what is saved is taken back, and only guest RAM
+        /// is dropped.
+        #[test]
+        fn any_guest_and_any_snapshot(acts in hostile::acts()) {
+            let dropped = Dropped::default();
+            hostile::attack::<Balloon>(BalloonState::default(), |_| host(&dropped), acts);
+            for (address, len) in dropped.take() {
+                prop_assert!(address + u64::from(len) <= RAM as u64);
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::BusDevice;
 use crate::virtio::testing::{Driver, RAM, ram};
-use crate::virtio::{Chain, MmioState, Transport};
+use crate::virtio::{Chain, MmioState, Transport, hostile};
 use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
@@ -442,5 +442,16 @@ proptest! {
         if read_only {
             prop_assert!(disk.bytes(0, SIZE as usize).iter().all(|&byte| byte == 0));
         }
+    }
+
+    /// Whatever a guest does and a snapshot holds: nothing panics or hangs, and what is saved is taken back.
+    #[test]
+    fn any_guest_and_any_snapshot(acts in hostile::acts()) {
+        let mut disk: Option<MemoryDisk> = None;
+        let open = |memory: &_| {
+            let opened = disk.as_ref().map_or_else(|| MemoryDisk::new(memory), |disk| disk.reopened(memory));
+            disk.insert(opened).host()
+        };
+        hostile::attack::<Blk>(state(), open, acts);
     }
 }

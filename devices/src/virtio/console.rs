@@ -132,8 +132,8 @@ impl Persist for Console {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::Transport;
     use crate::virtio::testing::Driver;
+    use crate::virtio::{Transport, hostile};
     use proptest::prelude::*;
     use std::sync::{Arc, Mutex};
 
@@ -235,6 +235,17 @@ mod tests {
                 driver.notify(queue);
                 driver.device.host_ready();
             }
+        }
+
+        /// Whatever a guest does and a snapshot holds: nothing panics or hangs, and what is saved is taken back.
+        #[test]
+        fn any_guest_and_any_snapshot(acts in hostile::acts()) {
+            let paper = Paper::default();
+            let full = |_: &_| {
+                paper.make_room(5000);
+                host(&paper)
+            };
+            hostile::attack::<Console>(ConsoleState { typed: vec![1; 100], sent: 0 }, full, acts);
         }
     }
 }

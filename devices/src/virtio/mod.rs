@@ -13,6 +13,8 @@ mod balloon;
 mod console;
 mod blk;
 mod disk;
+#[cfg(test)]
+mod hostile;
 mod mmio;
 mod net;
 mod queue;

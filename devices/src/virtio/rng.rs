@@ -51,7 +51,9 @@ impl Persist for Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::hostile;
     use crate::virtio::testing::Driver;
+    use proptest::proptest;
 
     fn driver() -> Driver<Rng> {
         let mut next = 0u8;
@@ -93,5 +95,19 @@ mod tests {
             Ok(())
         }));
         assert_eq!(driver.used(0), [(0, 4)], "a notification that was lost on the way is repeated");
+    }
+
+    proptest! {
+        /// Whatever a guest does and a snapshot holds: nothing panics or hangs, and what is saved is taken back.
+        #[test]
+        fn any_guest_and_any_snapshot(acts in hostile::acts()) {
+            let sevens = |_: &_| -> Entropy {
+                Box::new(|bytes| {
+                    bytes.fill(7);
+                    Ok(())
+                })
+            };
+            hostile::attack::<Rng>((), sevens, acts);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::features::{GUEST_CSUM, MRG_RXBUF};
 use super::*;
+use crate::virtio::hostile;
 use crate::virtio::testing::Driver;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -414,5 +415,17 @@ proptest! {
         for frame in &wire.cable().sent {
             prop_assert!(frame.len() > HEADER && may_send(&frame[..HEADER], OFFERED));
         }
+    }
+
+    /// Whatever a guest does and a snapshot holds: nothing panics or hangs, and what is saved is taken back.
+    #[test]
+    fn any_guest_and_any_snapshot(acts in hostile::acts()) {
+        let wire = |_: &_| -> Box<dyn Wire> {
+            let wire = TestWire::new();
+            wire.cable().arriving.extend((0..20).map(|n| frame(n, 200 * usize::from(n))));
+            wire.cable().room = Some(10);
+            Box::new(wire)
+        };
+        hostile::attack::<Net>(state(), wire, acts);
     }
 }

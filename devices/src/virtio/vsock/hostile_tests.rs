@@ -3,6 +3,7 @@
 use super::packet::Header;
 use super::testing::{CID, FakeHost, TX, packet};
 use super::*;
+use crate::virtio::hostile;
 use crate::virtio::testing::Driver;
 use proptest::prelude::*;
 
@@ -95,5 +96,20 @@ proptest! {
         for act in acts {
             driver = perform(driver, &mut host, act);
         }
+    }
+
+    /// Whatever a guest does and a snapshot holds: nothing panics or hangs, and what is saved is taken back.
+    #[test]
+    fn any_guest_and_any_snapshot(acts in hostile::acts()) {
+        let open = |_: &_| -> Box<dyn VsockHost> {
+            let host = FakeHost::default();
+            for port in 1..4 {
+                let stream = host.client(port);
+                host.with(stream, |pipe| pipe.to_guest = vec![7; 5000]);
+                host.ready(stream, false);
+            }
+            Box::new(host)
+        };
+        hostile::attack::<Vsock>(VsockState::new(CID), open, acts);
     }
 }
