@@ -217,6 +217,16 @@ mod tests {
         assert_eq!(driver.used(REPORT).len(), 1);
     }
 
+    /// Found by the hostile guest: a piece without bytes may have any address, and went to the host as it was.
+    #[test]
+    fn a_reported_block_of_no_bytes_is_nothing() {
+        let (mut driver, dropped) = driver();
+        let head = driver.lend_raw(REPORT, &[(u64::MAX, 0, 2), (0x4_0000, 0x1000, 2)]);
+        driver.notify(REPORT);
+        assert_eq!(dropped.take(), [(0x4_0000, 0x1000)]);
+        assert_eq!(driver.used(REPORT), [(head, 0)]);
+    }
+
     #[test]
     fn the_target_is_told_and_survives() {
         let (mut driver, dropped) = driver();

@@ -33,7 +33,7 @@ pub struct Segment {
     pub len: u32,
 }
 
-/// Pieces of guest RAM that follow each other as one run of bytes.
+/// Pieces of guest RAM that follow each other as one run of bytes. None of a driver's is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segments(Vec<Segment>);
 
@@ -111,9 +111,12 @@ impl Segments {
         Ok(done)
     }
 
-    /// Whether every piece lies in guest RAM: for those that come from a snapshot.
+    /// Whether every piece has bytes and lies in guest RAM: for those that come from a snapshot.
     pub fn are_in(&self, memory: &GuestMemoryMmap) -> bool {
-        self.0.iter().all(|piece| memory.check_range(GuestAddress(piece.address), piece.len as usize))
+        let is_in = |piece: &Segment| {
+            piece.len > 0 && memory.check_range(GuestAddress(piece.address), piece.len as usize)
+        };
+        self.0.iter().all(is_in)
     }
 }
 
@@ -271,12 +274,16 @@ fn checked(
                 segment.len, segment.address
             )));
         }
+        more = descriptor.has_next();
+        // No bytes lie nowhere: the check of the range lets any address through.
+        if segment.len == 0 {
+            continue;
+        }
         match descriptor.is_write_only() {
             true => whole.writable.0.push(segment),
             false if whole.writable.0.is_empty() => whole.readable.0.push(segment),
             false => return Err(Broken::new("a descriptor to read after one to write")),
         }
-        more = descriptor.has_next();
     }
     if more { Err(Broken::new("a chain of descriptors without end")) } else { Ok(whole) }
 }
