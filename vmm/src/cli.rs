@@ -55,6 +55,9 @@ pub enum Command {
     /// Run a command in the guest, whose agent has to be running
     #[command(after_help = EXEC_STATUSES)]
     Exec(ExecArgs),
+    /// Ask the guest's agent for something else
+    #[command(subcommand)]
+    Agent(AgentVerb),
     /// End a VM at once; its memory is lost
     Stop(Remote),
     /// Say what a snapshot is
@@ -164,6 +167,19 @@ pub struct ExecArgs {
     /// The command and its arguments, found on the agent's PATH; no shell
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// `vmm agent`.
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// Set the guest's wall clock to this host's
+    SetClock(GuestAddress),
+    /// Give the guest's kernel 32 fresh random bytes, and have it draw a new key
+    Reseed(GuestAddress),
+    /// List the guest's TCP connections to other machines: the guest's end, the other end, the state
+    ListTcp(GuestAddress),
+    /// Reset the guest's TCP connections to other machines, and list them
+    KillTcp(GuestAddress),
 }
 
 /// A guest to be reached by vsock.

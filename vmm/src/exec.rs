@@ -66,7 +66,10 @@ pub fn run(args: &ExecArgs) -> Result<u8, ExecError> {
 }
 
 /// Where the guest's vsock device is.
-fn vsock(guest: &GuestAddress) -> Result<PathBuf, ExecError> {
+///
+/// # Errors
+/// The VM can't be asked, or has none.
+pub fn vsock(guest: &GuestAddress) -> Result<PathBuf, ExecError> {
     match (&guest.vsock, &guest.api) {
         (Some(path), _) => Ok(path.clone()),
         (None, api) => of_vm(api.as_deref().unwrap_or(Path::new(""))),

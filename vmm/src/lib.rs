@@ -59,4 +59,5 @@ pub mod doctor;
 pub mod monitor;
 pub mod cli;
 pub mod exec;
+pub mod ask_agent;
 pub mod wall_clock;

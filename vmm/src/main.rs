@@ -12,7 +12,8 @@ use vmm::api::{BalloonRequest, Command as Verb};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
-    ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs, TimeChoice,
+    AgentVerb, ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs,
+    TimeChoice,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -25,7 +26,7 @@ use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{client, complaint, doctor, exec, inspect, load, network, start, vm, wall_clock};
+use vmm::{ask_agent, client, complaint, doctor, exec, inspect, load, network, start, vm, wall_clock};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             ask(&args.remote, &Verb::Balloon(BalloonRequest { target_bytes: args.target }))
         }
         Command::Exec(args) => return execute(&args),
+        Command::Agent(verb) => ask_agent(&verb),
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
         Command::Doctor { json } => examine(json),
@@ -184,6 +186,11 @@ fn execute(args: &ExecArgs) -> ExitCode {
         error.status()
     });
     ExitCode::from(status)
+}
+
+fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
+    ask_agent::run(verb, &mut io::stdout())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {

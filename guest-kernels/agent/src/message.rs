@@ -5,6 +5,7 @@
 
 use crate::wire::{Frame, MAX_PAYLOAD, WireError};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
@@ -188,6 +189,24 @@ impl TcpSocket {
         let local = SocketAddr::new(local, u16::from_le_bytes([*l0, *l1]));
         let peer = SocketAddr::new(peer, u16::from_le_bytes([*p0, *p1]));
         Ok(Self { local, peer, state: *state })
+    }
+}
+
+impl fmt::Display for TcpSocket {
+    /// The guest's end, the other end, and the state's name as ss(8) has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            1 => "established",
+            2 => "syn-sent",
+            3 => "syn-recv",
+            4 => "fin-wait-1",
+            5 => "fin-wait-2",
+            8 => "close-wait",
+            9 => "last-ack",
+            11 => "closing",
+            _ => "unknown",
+        };
+        write!(f, "{} {} {state}", self.local, self.peer)
     }
 }
 

@@ -1,19 +1,18 @@
-//! The story of the agent in a guest: `vmm exec`, and what the library asks of it, over vsock.
+//! The story of the agent in a guest: `vmm exec` and `vmm agent`, over vsock.
 //!
 //! In: a Linux guest with the agent, a directory. Out: nothing, or why the story failed. Holds: the guest's side of what is
 //! asked is looked at by commands in the guest.
 
 use crate::guests::Guest;
-use crate::vm::{LIMIT, TestVm, program};
-use agent::Client;
+use crate::vm::{LIMIT, TestVm, program, vmm};
 use anyhow::{Context, Result, ensure};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-/// 2040-01-01 00:00 UTC, in seconds.
-const LATER: u64 = 2_208_988_800;
+/// 2040-01-01 00:00 UTC, for date(1).
+const LATER: &str = "@2208988800";
 /// All of 10.1.1.0/24 is the guest itself, and connects from 10.1.1.1: to the kernel a connection between two machines,
 /// which has both ends here.
 const CONNECT: &str = "ip addr add 10.1.1.1/24 dev lo; \
@@ -32,6 +31,7 @@ pub fn agent(guest: &Guest, dir: &Path) -> Result<()> {
     vm.wait_for("ready kernel=")?;
     let boot = boot_id(&vsock)?;
     commands(&vsock)?;
+    a_dialogue(&vsock)?;
     an_orphan_ends(&vsock)?;
     clock_and_seed(&vsock)?;
     connections(&vsock)?;
@@ -79,6 +79,18 @@ fn commands(vsock: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Each side hears the other while the command runs.
+fn a_dialogue(vsock: &Path) -> Result<()> {
+    let mut vmm = start(vsock, &["sh", "-c", "echo first; read -r line; echo $line"])?;
+    let mut output = BufReader::new(vmm.stdout.take().context("no output")?);
+    let mut said = String::new();
+    output.read_line(&mut said)?;
+    vmm.stdin.take().context("no input")?.write_all(b"then this\n")?;
+    output.read_line(&mut said)?;
+    ensure!(said == "first\nthen this\n" && vmm.wait()?.success(), "{said}");
+    Ok(())
+}
+
 /// A command whose `vmm exec` is killed does not stay.
 fn an_orphan_ends(vsock: &Path) -> Result<()> {
     let mut vmm = start(vsock, &["sleep", "54321"])?;
@@ -92,26 +104,38 @@ fn an_orphan_ends(vsock: &Path) -> Result<()> {
     wait_until("the command is gone", || running("0"))
 }
 
+/// A clock that is years ahead becomes the host's, and the kernel takes random bytes.
 fn clock_and_seed(vsock: &Path) -> Result<()> {
-    let client = Client::new(vsock, LIMIT);
-    client.reseed(&[7; 32])?;
-    client.set_clock(|| Duration::from_secs(LATER))?;
+    exec(vsock, &["date", "-s", LATER], b"")?;
+    let before = epoch_seconds()?;
+    ask("set-clock", vsock)?;
     let said = exec(vsock, &["date", "+%s"], b"")?;
     let now: u64 = String::from_utf8_lossy(&said.stdout).trim().parse()?;
-    ensure!((LATER..LATER + LIMIT.as_secs()).contains(&now), "the guest's clock says {now}");
-    Ok(())
+    ensure!((before..=epoch_seconds()? + 1).contains(&now), "the guest's clock says {now}, and not {before}");
+    ask("reseed", vsock).map(drop)
+}
+
+fn epoch_seconds() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())
 }
 
 fn connections(vsock: &Path) -> Result<()> {
-    let client = Client::new(vsock, LIMIT);
-    ensure!(client.list_tcp()?.is_empty(), "there are connections before there is one");
+    ensure!(ask("list-tcp", vsock)?.is_empty(), "there are connections before there is one");
     exec(vsock, &["sh", "-c", CONNECT], b"")?;
-    wait_until("the connection has two ends", || Ok(client.list_tcp()?.len() == 2))?;
+    let two_ends = || Ok(ask("list-tcp", vsock)?.matches(" established\n").count() == 2);
+    wait_until("the connection has two ends", two_ends)?;
     // The reset that the first one sends may end the second.
-    let killed = client.kill_tcp()?;
-    ensure!(killed.iter().any(|end| end.local.port() == 5000 || end.peer.port() == 5000), "{killed:?}");
-    ensure!(client.list_tcp()?.is_empty(), "a connection is left");
+    let killed = ask("kill-tcp", vsock)?;
+    ensure!(killed.contains(":5000 "), "{killed}");
+    ensure!(ask("list-tcp", vsock)?.is_empty(), "a connection is left");
     Ok(())
+}
+
+/// `vmm agent`, which prints this.
+fn ask(verb: &str, vsock: &Path) -> Result<String> {
+    let said = vmm(["agent", verb, "--vsock", vsock.to_str().context("path")?])?;
+    ensure!(said.status.success(), "vmm agent {verb}: {}", String::from_utf8_lossy(&said.stderr));
+    Ok(String::from_utf8(said.stdout)?)
 }
 
 /// `vmm exec` to its end.
