@@ -13,6 +13,7 @@ use super::{Broken, Chain, Device, Guest, Segments};
 use crate::Persist;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -212,20 +213,36 @@ impl Blk {
         Ok(())
     }
 
+    /// Every request that is done is taken off the list, even when the driver can't be told of one: a reset waits for those
+    /// that are on it.
     fn complete(&mut self, guest: &mut Guest) -> Result<(), Broken> {
+        let mut told = Ok(());
         for Completion { token, result } in self.engine.completed() {
             let slot = self.slots.get_mut(usize::from(token));
-            let Some(slot) = slot.and_then(|slot| slot.take_if(|slot| slot.submitted)) else { continue };
-            let Request { head, status, written, operation } = slot.request;
-            match result {
-                // A driver that knows of no flush takes each write for durable (section 5.2.5.1).
-                Ok(()) if operation.writes() && self.features & FLUSH == 0 => {
-                    self.submit(Request { head, status, written, operation: Operation::Flush })?;
-                    self.engine.start();
-                }
-                Ok(()) => answer_with(guest, head, status, Status::Ok, written)?,
-                Err(_) => answer_with(guest, head, status, Status::IoErr, 1)?,
+            if let Some(slot) = slot.and_then(|slot| slot.take_if(|slot| slot.submitted)) {
+                told = told.and(self.finish(slot.request, result, guest));
             }
+        }
+        told
+    }
+
+    fn finish(&mut self, request: Request, result: io::Result<()>, guest: &mut Guest) -> Result<(), Broken> {
+        let Request { head, status, written, operation } = request;
+        match result {
+            // A driver that knows of no flush takes each write for durable (section 5.2.5.1).
+            Ok(()) if operation.writes() && self.features & FLUSH == 0 => {
+                self.submit(Request { head, status, written, operation: Operation::Flush })?;
+                self.engine.start();
+                Ok(())
+            }
+            Ok(()) => answer_with(guest, head, status, Status::Ok, written),
+            Err(_) => answer_with(guest, head, status, Status::IoErr, 1),
+        }
+    }
+
+    fn take_all(&mut self, queue: usize, guest: &mut Guest) -> Result<(), Broken> {
+        while let Some(chain) = guest.pop(queue)? {
+            self.take(&chain, guest)?;
         }
         Ok(())
     }
@@ -311,13 +328,8 @@ impl Device for Blk {
     }
 
     fn notified(&mut self, queue: usize, guest: &mut Guest) -> Result<(), Broken> {
-        let mut taken = Ok(());
-        while let Some(chain) = guest.pop(queue)? {
-            taken = self.take(&chain, guest);
-            if taken.is_err() {
-                break;
-            }
-        }
+        let taken = self.take_all(queue, guest);
+        // After a rule broken too: a reset waits for what was taken in before.
         self.engine.start();
         taken
     }
@@ -331,6 +343,8 @@ impl Device for Blk {
     }
 
     fn drain(&mut self, deadline: Instant, guest: &mut Guest) -> Result<(), Broken> {
+        // What is done is done, even if other disks have taken all the time there was.
+        self.complete(guest)?;
         while self.under_way() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || wait(self.engine.event(), Some(left)).is_err() {

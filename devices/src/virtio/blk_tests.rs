@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::BusDevice;
-use crate::virtio::testing::{Driver, RAM, ram};
-use crate::virtio::{Chain, MmioState, Transport, hostile};
+use crate::virtio::testing::{Driver, Line, RAM, ram};
+use crate::virtio::{Chain, MmioHost, MmioState, Transport, hostile};
 use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
@@ -299,6 +299,17 @@ fn a_drain_waits_for_the_disk_and_no_longer_than_it_may() {
     assert!(driver.device.save().device.unfinished.is_empty());
 }
 
+#[test]
+fn a_drain_without_time_takes_what_is_done() {
+    let (mut driver, disk) = driver();
+    let lent = driver.lend(0, &[&header(T_FLUSH, 0)], &[1]);
+    disk.lets(0);
+    driver.notify(0);
+    disk.lets(1);
+    driver.device.drain(Instant::now());
+    assert_eq!(answered(&mut driver, &lent), (0, 1));
+}
+
 /// A write, a read and a flush are cut off, one of them done already and not answered.
 #[test]
 fn what_is_unfinished_is_begun_anew_by_a_restore() {
@@ -332,7 +343,7 @@ fn a_restored_device_that_never_ran_is_saved_as_it_was() {
     driver.lend(0, &[&header(T_IN, 0)], &[512, 1]);
     driver.notify(0);
     let saved = driver.device.save();
-    let ends = crate::virtio::MmioHost {
+    let ends = MmioHost {
         memory: driver.memory.clone(),
         irq: Box::new(driver.irq.clone()),
         device: disk.reopened(&driver.memory).host(),
@@ -356,6 +367,33 @@ fn a_reset_leaves_nothing_that_could_touch_guest_memory() {
     assert_eq!(driver.device.save().device, state());
     assert_eq!(driver.bytes(lent.1[0], 512), [0; 512], "it was waited for");
     assert!(driver.used(0).is_empty());
+}
+
+/// Found by the hostile guest: what had been taken in was never begun, and the reset waited for it for ever.
+#[test]
+fn a_rule_broken_after_a_good_request_needs_a_reset_and_nothing_else() {
+    let (mut driver, disk) = driver();
+    driver.lend(0, &[&header(T_OUT, 0), &[7; 512]], &[1]);
+    driver.lend_raw(0, &[(u64::MAX, 2, 2)]);
+    driver.notify(0);
+    assert!(driver.needs_reset());
+    assert_eq!(disk.bytes(0, 512), [7; 512], "it is done before the reset is");
+}
+
+/// Found by reading: the answers behind the one that could not be given were forgotten, and waited for for ever.
+#[test]
+fn an_answer_that_cannot_be_given_keeps_no_other_from_its_end() {
+    let memory = ram();
+    let flush = |head| Request { head, status: 0x2_0000, written: 1, operation: Operation::Flush };
+    let (driver, _) = driver();
+    let mut saved = driver.device.save();
+    saved.device.unfinished = vec![flush(200), flush(1), flush(2)];
+    saved.registers.as_mut().unwrap().queues[0].size = 128;
+    let disk = MemoryDisk::new(&memory);
+    let ends = MmioHost { memory, irq: Box::new(Line::default()), device: disk.host() };
+    let mut restored = crate::virtio::Mmio::<Blk>::from_state(&saved, ends).unwrap();
+    restored.start();
+    assert!(restored.broken().is_some());
 }
 
 #[test]
