@@ -48,6 +48,7 @@ pub use manifest::{
 pub use prstatus::Registers;
 pub use reader::{RamSummary, Snapshot, UnverifiedSnapshot};
 pub use section::{Section, SectionError, SectionRef};
+pub use snapshot_format::header::HEADER_LEN;
 pub use snapshot_format::{
     CHUNK_SIZE, DIGEST, FORMAT_VERSION, MappedRange, NOTES_MAX, PAGE_SIZE, RAM_RANGES_MAX, RamRange,
     VCPUS_MAX,

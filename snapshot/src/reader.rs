@@ -11,6 +11,7 @@ use crate::{
     section,
 };
 use rustix::fs::OFlags;
+use snapshot_format::header::HEADER_LEN;
 use snapshot_format::{HEADERS_MAX, Image, Notes, image, note};
 use std::{
     fs::{self, File, OpenOptions},
@@ -33,6 +34,7 @@ pub struct Snapshot {
     path: PathBuf,
     file: File,
     len: u64,
+    header: [u8; HEADER_LEN],
     manifest: Manifest,
     state: Vec<u8>,
     table: Vec<u64>,
@@ -62,6 +64,11 @@ impl UnverifiedSnapshot {
         }
     }
 
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Checks everything but the contents of RAM.
     ///
     /// # Errors
@@ -70,8 +77,8 @@ impl UnverifiedSnapshot {
         let Self { path, file } = self;
         match read_parts(&file) {
             Ok((len, parts)) => {
-                let Parts { manifest, state, table, ram } = parts;
-                Ok(Snapshot { path, file, len, manifest, state, table, ram })
+                let Parts { header, manifest, state, table, ram } = parts;
+                Ok(Snapshot { path, file, len, header, manifest, state, table, ram })
             }
             Err(fault) => Err(VerifyError { path, fault }),
         }
@@ -82,6 +89,11 @@ impl Snapshot {
     /// Who, when, what.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The fixed header of its notes: two files with the same one have the same manifest, state and chunk table.
+    pub fn header(&self) -> &[u8; HEADER_LEN] {
+        &self.header
     }
 
     /// Where it was opened.
@@ -125,6 +137,11 @@ impl Snapshot {
         &self.table
     }
 
+    /// One digest of all RAM: XXH3, 64 bits, seed 0, of the chunk table.
+    pub fn ram_digest(&self) -> u64 {
+        chunk::digest(&chunk::encode_table(&self.table))
+    }
+
     /// Bytes of RAM that are holes of the file, and so are known to be zero without being read.
     ///
     /// # Errors
@@ -160,6 +177,7 @@ fn open_file(path: &Path) -> io::Result<Result<File, &'static str>> {
 
 /// What the notes hold, and where RAM is.
 struct Parts {
+    header: [u8; HEADER_LEN],
     manifest: Manifest,
     state: Vec<u8>,
     table: Vec<u64>,
@@ -177,7 +195,8 @@ fn read_parts(file: &File) -> Result<(u64, Parts), Fault> {
     manifest.check().map_err(Fault::Manifest)?;
     let image = Image::new(layout, notes)?;
     let table = chunk::digests(notes.table).collect();
-    Ok((len, Parts { manifest, state: notes.state.to_vec(), table, ram: image.layout.ram().to_vec() }))
+    let (header, state, ram) = (notes.header.encode(), notes.state.to_vec(), image.layout.ram().to_vec());
+    Ok((len, Parts { header, manifest, state, table, ram }))
 }
 
 fn read(file: &File, what: &'static str, len: u64) -> Result<Vec<u8>, Fault> {

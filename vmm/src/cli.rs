@@ -127,6 +127,9 @@ pub struct Run {
 pub struct Restore {
     /// The snapshot
     pub file: PathBuf,
+    /// Have a small guest program, the restore stub, check all of the snapshot and copy its RAM into place
+    #[arg(long)]
+    pub via_stub: bool,
     /// Do not let the guest run until `vmm resume`
     #[arg(long, requires = "socket")]
     pub paused: bool,

@@ -39,7 +39,7 @@ pub fn usage(error: &clap::Error) -> Option<String> {
 }
 
 /// Control characters as Rust writes them in a string.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(shown).collect()
 }

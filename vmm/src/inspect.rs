@@ -59,6 +59,8 @@ pub struct Ram {
     pub resident: u64,
     /// What is a hole.
     pub zero: u64,
+    /// XXH3 of the digests of its chunks, in hexadecimal; the restore stub prints the same.
+    pub digest: String,
     /// Where it is in the guest.
     pub ranges: Vec<RamRange>,
 }
@@ -141,6 +143,7 @@ pub fn table(description: &Description) -> Table {
     for range in &ram.ranges {
         row("", format!("{:#012x}..{:#012x}", range.gpa, range.gpa + range.len));
     }
+    row("", format!("digest {}", ram.digest));
     row("devices", description.devices.join(", "));
     for disk in &description.disks {
         row("disk", disk_line(disk));
@@ -189,7 +192,8 @@ pub fn progress_bar(what: &'static str, bytes: u64) -> ProgressBar {
 fn ram(snapshot: &Snapshot) -> Ram {
     let bytes = snapshot.manifest().ram.bytes;
     let zero = snapshot.zero_bytes().unwrap_or(0);
-    Ram { bytes, resident: bytes - zero, zero, ranges: snapshot.manifest().ram.ranges.clone() }
+    let digest = format!("{:016x}", snapshot.ram_digest());
+    Ram { bytes, resident: bytes - zero, zero, digest, ranges: snapshot.manifest().ram.ranges.clone() }
 }
 
 fn disk(record: DiskRecord) -> Disk {

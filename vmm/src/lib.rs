@@ -41,6 +41,7 @@ pub mod machine;
 pub mod capture;
 pub mod restore;
 pub mod save;
+pub mod stub;
 pub mod load;
 pub mod start;
 // The user's side.

@@ -10,6 +10,7 @@ use crate::disk::{self, Disk, DiskPlace, DiskRecord, DisksError};
 use crate::kvm::Ioctl;
 use crate::ram::{FileRange, GuestRam, RamError};
 use crate::save::{BOARD, DISKS, SECTION_VERSION, SHAPE, VM, vcpu_section};
+use crate::stub::{self, ImageMapping, Report, StubError};
 use crate::{cpuid, layout};
 use kvm_ioctls::Kvm;
 use serde::de::DeserializeOwned;
@@ -71,6 +72,20 @@ pub enum LoadError {
     /// This process may open no more files.
     #[error("cannot keep the snapshot open")]
     Descriptor(#[source] std::io::Error),
+    /// The restore stub would not or could not put its RAM in place.
+    #[error("{path}")]
+    Stub {
+        /// The snapshot.
+        path: String,
+        /// Why.
+        source: StubError,
+    },
+    /// It was written after the restore stub had checked it.
+    #[error("{path}: its notes have changed since the restore stub checked them")]
+    Changed {
+        /// The snapshot.
+        path: String,
+    },
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
@@ -85,6 +100,24 @@ pub enum LoadError {
 /// It can't be opened, is damaged, or is something else.
 pub fn open(path: &Path) -> Result<Snapshot, LoadError> {
     Ok(UnverifiedSnapshot::open(path)?.verify()?)
+}
+
+/// Opens a snapshot, of which the restore stub checks everything and puts the RAM in place. What the stub has checked is then
+/// read here, so that the two see the same file even if its name moves on.
+///
+/// # Errors
+/// It can't be opened, the stub refuses it, or somebody writes into it.
+pub fn via_stub(kvm: &Kvm, path: &Path) -> Result<(Snapshot, GuestRam, Report), LoadError> {
+    let unverified = UnverifiedSnapshot::open(path)?;
+    let path = || path.display().to_string();
+    let overlaid =
+        ImageMapping::new(unverified.file()).and_then(|image| stub::overlay(kvm, &image, GuestRam::new));
+    let (report, ram) = overlaid.map_err(|source| LoadError::Stub { path: path(), source })?;
+    let snapshot = unverified.verify()?;
+    if *snapshot.header() != report.header {
+        return Err(LoadError::Changed { path: path() });
+    }
+    Ok((snapshot, ram, report))
 }
 
 /// The state in a snapshot, in itself consistent.

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use devices::virtio::{BlkState, MmioState, VsockState};
+use kvm_ioctls::Kvm;
+use snapshot::Snapshot;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,6 +24,7 @@ use vmm::machine::Machine;
 use vmm::monitor::{Calls, Inputs, Monitor};
 use vmm::outcome::Outcome;
 use vmm::overrides::Overrides;
+use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
 use vmm::terminal::Terminal;
@@ -111,18 +114,30 @@ fn devices(args: &Run, disks: &[Disk]) -> Result<Vec<SlotState>> {
 
 fn restore(args: &Restore) -> Result<ExitCode> {
     let kvm = vm::open()?;
-    let snapshot = load::open(&args.file)?;
+    let (snapshot, ram) = open(&kvm, args)?;
     let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
     operate(&args.api, &args.file, args.paused, |ends| {
         let ends = HostEnds { disks, ..ends };
-        let mut machine = start::restore(&kvm, &snapshot, overrides, args.time.into(), ends)?;
+        let mut machine = start::restore(&kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
         if args.time == TimeChoice::Step {
             let vsock = machine.board().vsock_path().map(Into::into);
             machine.when_run(|| wall_clock::step(vsock));
         }
         Ok(machine)
     })
+}
+
+/// A snapshot and its RAM, mapped from the file or put in place by the stub.
+fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam)> {
+    if args.via_stub {
+        let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
+        complaint::say(&complaint::printable(&report.line));
+        return Ok((snapshot, ram));
+    }
+    let snapshot = load::open(&args.file)?;
+    let ram = load::ram(&snapshot)?;
+    Ok((snapshot, ram))
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.

@@ -87,7 +87,7 @@ pub fn boot(
     Ok(Machine::from_state(kvm, &state, ram, TimePolicy::Freeze, ends)?)
 }
 
-/// Restores a snapshot, all of which but RAM has been checked, with some of the host's ends replaced. Before the guest runs it
+/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, with some of the host's ends replaced. Before the guest runs it
 /// gets a generation id of its own, since other machines may go on from the same snapshot.
 ///
 /// # Errors
@@ -95,6 +95,7 @@ pub fn boot(
 pub fn restore(
     kvm: &Kvm,
     snapshot: &Snapshot,
+    ram: GuestRam,
     overrides: Overrides,
     time: TimePolicy,
     ends: HostEnds,
@@ -103,7 +104,7 @@ pub fn restore(
     overrides.apply(&mut state.board.virtio)?;
     load::check_host(kvm, snapshot, &state)?;
     let refused = |source| StartError::State { path: snapshot.path().to_owned(), source };
-    let mut machine = Machine::from_state(kvm, &state, load::ram(snapshot)?, time, ends).map_err(refused)?;
+    let mut machine = Machine::from_state(kvm, &state, ram, time, ends).map_err(refused)?;
     machine.generation = Some(generation()?);
     Ok(machine)
 }

@@ -13,7 +13,7 @@
 //! 40  CRC-32         u32 of the bytes before it
 //! ```
 
-use crate::{Expected, FORMAT_VERSION, Fault, Part, note, number};
+use crate::{Expected, FORMAT_VERSION, Fault, Part, crc, note, number};
 
 /// First bytes of the fixed header. The first is no ASCII, the last one would not survive a text conversion.
 pub const MAGIC: [u8; 8] = *b"\x89VMSNAP\n";
@@ -34,7 +34,7 @@ pub struct Frame {
 impl Frame {
     /// The frame of these bytes, one part after another; the limit on notes keeps them far below 4 GiB.
     pub fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut hasher = crc32fast::Hasher::new();
+        let mut hasher = crc::Hasher::new();
         let mut len = 0u32;
         for part in parts {
             hasher.update(part);
@@ -91,7 +91,7 @@ impl FixedHeader {
         for (place, number) in out[8..CRC_AT].chunks_exact_mut(4).zip(all) {
             place.copy_from_slice(&number.to_le_bytes());
         }
-        let crc = crc32fast::hash(&out[..CRC_AT]);
+        let crc = crc::hash(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out
     }

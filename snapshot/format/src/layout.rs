@@ -114,7 +114,13 @@ impl Layout {
 
     /// The same, with RAM in the order of guest addresses.
     pub fn by_gpa(mut self) -> Self {
-        self.ram.items[..self.ram.len].sort_unstable_by_key(|mapped| mapped.range.gpa);
+        let ram = &mut self.ram.items[..self.ram.len];
+        // An insertion sort of few: the core library's would be the longest part of the stub.
+        for next in 1..ram.len() {
+            let gpa = ram[next].range.gpa;
+            let place = ram[..next].iter().position(|other| other.range.gpa > gpa).unwrap_or(next);
+            ram[place..=next].rotate_right(1);
+        }
         self
     }
 

@@ -11,6 +11,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod crc;
 mod fault;
 pub mod note;
 pub mod elf;

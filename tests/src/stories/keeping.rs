@@ -59,7 +59,7 @@ pub fn same_boot(guest: &Guest, dir: &Path) -> Result<()> {
 }
 
 /// The last number printed before a pause: output is complete when the pause is.
-fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
+pub(super) fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
     vm.lines_within(std::time::Duration::from_millis(300));
     let last = vm.seen().iter().rev().find(|line| line.contains(guest.pulse));
     guest.beat(last.context("no sign of life")?)

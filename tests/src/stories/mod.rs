@@ -10,6 +10,7 @@ mod keeping;
 mod network;
 mod refusing;
 mod sockets;
+mod stub;
 mod time;
 
 pub use agent::agent;
@@ -19,6 +20,7 @@ pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process
 pub use network::{BUSY, SERVE, clones, network_oracle, no_such_tap, on_the_network};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
+pub use stub::by_stub;
 pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,

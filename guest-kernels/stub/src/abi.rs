@@ -1,0 +1,71 @@
+//! What the stub and the monitor have agreed on: addresses, parameters, words through the control port.
+//!
+//! In: nothing. Out: constants, for the monitor and for the program alike. Holds: all addresses are linear; where in guest
+//! physical memory they lead to is the monitor's choice.
+//!
+//! ```text
+//!        20_0000  program, zeroes after it
+//!        21_0000  stack
+//!        22_0000  parameters, TSS and GDT in the same page
+//!        22_1000  page tables, then the map of holes
+//! 1000_0000_0000  guest RAM
+//! 2000_0000_0000  the snapshot file, read-only
+//! ```
+
+/// Where the program is, and begins.
+pub const BASE: u64 = 0x20_0000;
+/// Most bytes of the program, its zeroed data included.
+pub const PROGRAM_MAX: u64 = 0x1_0000;
+/// One past the stack.
+pub const STACK_END: u64 = BASE + 0x2_0000;
+/// A page of 64-bit words: [`Word`] is an index.
+pub const PARAMETERS: u64 = STACK_END;
+/// Where the monitor puts a TSS in that page, which opens ports below [`PORTS_END`] to ring 3.
+pub const TSS: u64 = PARAMETERS + 0xe00;
+/// One past the last port that the stub may use.
+pub const PORTS_END: u64 = 0x400;
+/// Where the monitor puts its descriptors in that page.
+pub const GDT: u64 = PARAMETERS + 0xf00;
+/// Where the monitor puts page tables.
+pub const TABLES: u64 = PARAMETERS + 0x1000;
+/// Guest physical address 0.
+pub const RAM: u64 = 0x1000_0000_0000;
+/// The first byte of the snapshot file.
+pub const IMAGE: u64 = 0x2000_0000_0000;
+/// Longest file that there is room for in the address map.
+pub const IMAGE_MAX: u64 = 4 << 40;
+
+/// Takes the stub's text, byte for byte.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// Takes the words below.
+pub const CONTROL_PORT: u16 = 0xf5;
+
+/// All but RAM has been checked: the ranges are in the parameters, give me RAM there.
+pub const WANT_RAM: u8 = 1;
+/// RAM is in place and checked.
+pub const GO: u8 = 2;
+/// The snapshot is not to be restored; the last line of text says why.
+pub const REFUSED: u8 = 3;
+/// The stub itself is at fault; the last line of text says where.
+pub const FAILED: u8 = 4;
+
+/// Index of a parameter.
+pub type Word = usize;
+/// From the monitor: bytes of the file.
+pub const IMAGE_LEN: Word = 0;
+/// From the monitor: linear address of the map of holes, one bit for each page of the file; 1: nothing but zeroes is there.
+pub const HOLES: Word = 1;
+/// From the stub: runs of pages that were copied.
+pub const RUNS: Word = 8;
+/// From the stub: pages that were copied.
+pub const PAGES: Word = 9;
+/// From the stub: pages that are zero and were not copied.
+pub const ZERO_PAGES: Word = 10;
+/// From the stub: XXH3 of the digests of all chunks, each computed from what is in RAM now.
+pub const DIGEST: Word = 11;
+/// From the stub: the fixed header of the notes, in 6 words, little-endian, zeroes after it.
+pub const HEADER: Word = 16;
+/// From the stub: number of RAM ranges.
+pub const RANGE_COUNT: Word = 31;
+/// From the stub: address and length of each.
+pub const RANGES: Word = 32;

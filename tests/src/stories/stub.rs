@@ -1,0 +1,90 @@
+//! Stories of the restore stub.
+
+use super::keeping::last_beat;
+use super::refusing::{refused, vmm_with};
+use crate::guests::Guest;
+use crate::oracle;
+use crate::vm::{TestVm, vmm};
+use anyhow::{Context, Result, ensure};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Fast restart by way of the stub: it reports what is in the file, the guest goes on with the next number, the machine is the one
+/// that was saved, and one whose RAM has lost a bit is not started.
+///
+/// # Errors
+/// Any of this is not so.
+pub fn by_stub(guest: &Guest, dir: &Path) -> Result<()> {
+    let (file, again) = (dir.join("snapshot"), dir.join("again"));
+    let mut vm = TestVm::start(&guest.run_args())?;
+    (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
+    vm.snapshot(&file, "pause")?;
+    let before = last_beat(guest, &mut vm)?;
+    vm.ask("stop", &[])?;
+    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+
+    let mut paused = TestVm::restore_with(&file, &["--via-stub", "--paused"])?;
+    let report = paused.wait_for("stub: ")?;
+    is_of(&report, &file)?;
+    paused.snapshot_and_stop(&again)?;
+    oracle::same_machine(&file, &again).with_context(|| guest.name.clone())?;
+
+    let mut restored = TestVm::restore_with(&file, &["--via-stub"])?;
+    let after = guest.beat(&restored.wait_for(guest.pulse)?)?;
+    // Ticks come one by one, what else guests count is more between two lines.
+    let goes_on = if guest.pulse == "tick " { after == before + 1 } else { after > before };
+    ensure!(goes_on, "{}: {before} before, {after} after", guest.name);
+    restored.wait_for(guest.pulse)?;
+    println!("{}: {report}; {before} before, {after} after", guest.name);
+    a_lost_bit_is_refused(&file)
+}
+
+/// The stub has counted all pages, and its digest is the one of the file.
+fn is_of(report: &str, file: &Path) -> Result<()> {
+    let path = file.to_str().context("path")?;
+    let json: serde_json::Value = serde_json::from_slice(&vmm(["inspect", "--json", path])?.stdout)?;
+    let word = |name: &str| {
+        let words = report.split(' ').filter_map(|word| word.split_once('='));
+        words.filter(|(key, _)| *key == name).map(|(_, value)| value).next().context("a word is missing")
+    };
+    let number = |name: &str| Ok::<u64, anyhow::Error>(word(name)?.parse()?);
+    let pages = json["ram"]["bytes"].as_u64().context("no RAM")? / 4096;
+    ensure!(number("pages")? + number("zero_pages")? == pages, "{report}: not {pages} pages");
+    ensure!((1..=number("pages")?).contains(&number("runs")?), "{report}: so many runs?");
+    ensure!(
+        json["ram"]["digest"] == word("digest")?,
+        "{report}: the digest is not {}",
+        json["ram"]["digest"]
+    );
+    ensure!(report.ends_with(" go"), "{report}: no go");
+    Ok(())
+}
+
+/// In the middle of the first chunk that has data.
+fn a_lost_bit_is_refused(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let at = first_data(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 4], at)?;
+    let name = path.to_str().context("path")?;
+    let words = [name, "the restore stub refuses it", "RAM chunk at GPA"];
+    refused(vmm_with(["restore", "--via-stub", name]), 1, &words)?;
+    file.write_all_at(&byte, at).map_err(Into::into)
+}
+
+/// Offset of the first byte of RAM that is not zero.
+fn first_data(path: &Path) -> Result<u64> {
+    let snapshot = vmm::load::open(path)?;
+    let (file, mut page) = (File::open(path)?, [0; 4096]);
+    for mapped in snapshot.ram() {
+        for at in (mapped.offset..mapped.offset + mapped.range.len).step_by(4096) {
+            file.read_exact_at(&mut page, at)?;
+            if let Some(byte) = page.iter().position(|byte| *byte != 0) {
+                return Ok(at + byte as u64);
+            }
+        }
+    }
+    anyhow::bail!("RAM is empty")
+}
