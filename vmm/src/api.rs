@@ -110,6 +110,20 @@ pub struct Status {
     /// The socket file of the guest's vsock device, absolute; none if it has no such device.
     #[serde(default)]
     pub vsock: Option<PathBuf>,
+    /// The network devices.
+    #[serde(default)]
+    pub networks: Vec<NetworkStatus>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// What its owner calls it.
+    pub id: String,
+    /// The interface's name, or `fd:` and the number of the descriptor that it came as.
+    pub tap: String,
+    /// The guest's address, as six pairs of hexadecimal digits.
+    pub mac: String,
 }
 
 /// A few lines for a person, without control characters, which would speak to the reader's terminal.
@@ -129,6 +143,9 @@ impl fmt::Display for Status {
         writeln!(f, "uptime   {:.1} s", self.uptime_seconds)?;
         if let Some(path) = &self.vsock {
             writeln!(f, "vsock    {}", printable(&path.display().to_string()))?;
+        }
+        for NetworkStatus { id, tap, mac } in &self.networks {
+            writeln!(f, "network  {} on {}, {}", printable(id), printable(tap), printable(mac))?;
         }
         write!(f, "process  {}, version {}", self.pid, printable(&self.version))
     }

@@ -6,15 +6,17 @@
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
 use crate::api::{
-    ApiCall, ApiError, BalloonRequest, BalloonStatus, Command, Reply, RunState, SnapshotRequest,
-    SnapshotSummary, Status, Then,
+    ApiCall, ApiError, BalloonRequest, BalloonStatus, Command, NetworkStatus, Reply, RunState,
+    SnapshotRequest, SnapshotSummary, Status, Then,
 };
 use crate::complaint;
 use crate::disk::DiskCare;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::signals::EndSignals;
+use crate::tap::TapName;
 use crate::terminal::{Action, HELP, Terminal};
+use devices::virtio::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -209,7 +211,18 @@ impl Monitor {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             vsock: self.machine.board().vsock_path().map(Into::into),
+            networks: self.network_status(),
         }
+    }
+
+    fn network_status(&self) -> Vec<NetworkStatus> {
+        let networks = self.machine.board().virtio().networks().into_iter();
+        let status = |(id, tap, mac): (&str, &TapName, Mac)| NetworkStatus {
+            id: id.to_owned(),
+            tap: tap.place(),
+            mac: mac.to_string(),
+        };
+        networks.map(status).collect()
     }
 
     fn balloon_status(&self) -> Option<BalloonStatus> {

@@ -170,6 +170,14 @@ impl fmt::Display for TapName {
 }
 
 impl TapName {
+    /// As it is written in a place for a restored device: the interface's name, or `fd:` and the descriptor's number.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Interface(name) => name.clone(),
+            Self::Descriptor(fd) => format!("fd:{fd}"),
+        }
+    }
+
     /// An interface's name as a user, or a snapshot, gives it. The kernel would take `%d` in it as a wish for a free number.
     ///
     /// # Errors

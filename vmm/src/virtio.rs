@@ -16,9 +16,9 @@ use crate::socket_file::SocketFile;
 use crate::tap::{Tap, TapError, TapName};
 use crate::vsock::{self, VsockError};
 use devices::virtio::{
-    Balloon, BalloonState, Blk, BlkHost, BlkState, Console, ConsoleState, Device, Discard, Entropy, Mmio,
-    MmioHost, MmioState, Net, NetState, Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost, VsockState,
-    Wire,
+    Balloon, BalloonState, Blk, BlkHost, BlkState, Console, ConsoleState, Device, Discard, Entropy, Mac,
+    Mmio, MmioHost, MmioState, Net, NetState, Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost,
+    VsockState, Wire,
 };
 use devices::{Bus, BusError, Interrupt, Persist, lock};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -158,6 +158,15 @@ struct Slot {
     device: Attached,
 }
 
+impl Slot {
+    fn network(&self) -> Option<(&str, &TapName, Mac)> {
+        match &self.device {
+            Attached::Net(tap, device) => Some((&self.id, tap, lock(device).device().mac())),
+            _ => None,
+        }
+    }
+}
+
 /// A device of any kind.
 enum Attached {
     Rng(Arc<Mutex<Mmio<Rng>>>),
@@ -201,6 +210,11 @@ impl Virtio {
             Attached::Vsock(_, file) => Some(file.path()),
             _ => None,
         })
+    }
+
+    /// Of each network device the id, the tap, and the guest's address.
+    pub fn networks(&self) -> Vec<(&str, &TapName, Mac)> {
+        self.slots.iter().filter_map(Slot::network).collect()
     }
 
     /// Lets the devices work.

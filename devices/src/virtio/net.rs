@@ -137,6 +137,11 @@ impl Net {
         self.counters
     }
 
+    /// Its address.
+    pub fn mac(&self) -> Mac {
+        self.state.mac
+    }
+
     fn accepted(&self, feature: u64) -> bool {
         self.features & feature != 0
     }

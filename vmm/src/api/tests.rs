@@ -47,7 +47,12 @@ fn status() -> Status {
         pid: 7,
         version: "0.1.0".into(),
         vsock: Some("/run/v.sock".into()),
+        networks: vec![network()],
     }
+}
+
+fn network() -> NetworkStatus {
+    NetworkStatus { id: "net0".into(), tap: "tap0".into(), mac: "02:00:00:00:00:07".into() }
 }
 
 fn balloon() -> BalloonStatus {

@@ -39,6 +39,7 @@ fn status(state: RunState) -> Status {
         pid: 1,
         version: "0".into(),
         vsock: None,
+        networks: Vec::new(),
     }
 }
 
