@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,29 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = ip(&format!("netns del {}", self.name));
     }
+}
+
+/// Opens a tap as a program does that gives it to a monitor: with the flags that `docs/network.md` names. Programs that are
+/// started from now on inherit it.
+///
+/// # Errors
+/// There is no such tap, or it isn't free.
+pub fn open_tap(name: &str) -> Result<OwnedFd> {
+    let file = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: an ifreq of zeroes is one with an empty name.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    ensure!(name.len() < request.ifr_name.len(), "no interface is called {name}");
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+    // SAFETY: F_SETFD takes a number.
+    let inherited = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
+    ensure!(set == 0 && inherited == 0, "tap {name}: {}", std::io::Error::last_os_error());
+    Ok(file.into())
 }
 
 /// Runs `ip` with these words.

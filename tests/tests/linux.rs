@@ -73,7 +73,7 @@ fn amd_networks() -> Result<()> {
 
 #[test]
 fn amd_networks_of_clones() -> Result<()> {
-    tell(amd(), &["6.12/network-clones", "6.12/network-oracle", "7.2/network-taps"])
+    tell(amd(), &["6.12/clones", "6.12/network-oracle", "7.2/network-fd", "7.2/network-taps"])
 }
 
 /// Sockets between guest and host, and the guest's agent; a sample, of which `make torture` goes through all.

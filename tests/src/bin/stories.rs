@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use vmm_tests::guests::{Guest, LINUX};
-use vmm_tests::stories;
+use vmm_tests::stories::{self, Gap};
 
 /// What makes a Linux kernel panic.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
@@ -96,8 +96,12 @@ fn all() -> Vec<(String, Story)> {
         add("clock-by-agent", Box::new(move |dir| stories::has_an_agent(by_agent(), dir)));
         let by_itself = move || teller(stories::TELL_TIME_WITHOUT_AGENT, 1);
         add("clock-without-agent", Box::new(move |dir| stories::has_lost_its_agent(by_itself(), dir)));
-        add("network", Box::new(move |dir| stories::on_the_network(&linux(stories::SERVE), dir)));
-        add("network-clones", Box::new(move |dir| stories::clones(&linux(stories::SERVE), dir)));
+        for (name, gap) in [("network", Gap::MadeUp(60)), ("network-minute", Gap::Real(60))] {
+            add(name, Box::new(move |dir| stories::on_the_network(&linux(stories::SERVE), gap, dir)));
+        }
+        let ready = move || teller(stories::GET_READY, 1);
+        add("clones", Box::new(move |dir| stories::clones(ready(), version != "6.1", dir)));
+        add("network-fd", Box::new(move |dir| stories::by_descriptor(&linux(stories::SERVE), dir)));
         add("network-oracle", Box::new(move |dir| stories::network_oracle(&linux(stories::BUSY), dir)));
         add("network-taps", Box::new(move |dir| stories::no_such_tap(&linux(""), dir)));
         for (cpus, count) in [(1, 20), (1, 100), (2, 3), (2, 100)] {

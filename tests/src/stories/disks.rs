@@ -138,7 +138,7 @@ fn check_disk(image: &Path, dir: &Path) -> Result<u64> {
 }
 
 /// A disk of 64 MiB with a file system that holds the script.
-fn ext4(image: &Path, work: &str) -> Result<()> {
+pub(super) fn ext4(image: &Path, work: &str) -> Result<()> {
     let tree = tempfile::tempdir()?;
     fs::write(tree.path().join("work"), work)?;
     let mut mke2fs = Command::new("/tools/bin/mke2fs");
@@ -154,7 +154,7 @@ fn tools_disk() -> Result<PathBuf> {
     Ok(device.into())
 }
 
-fn run(command: &mut Command) -> Result<String> {
+pub(super) fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaint = String::from_utf8_lossy(&output.stderr);

@@ -3,6 +3,7 @@
 //! In: a guest and a directory. Out: nothing, or why the story failed. Holds: a story starts `vmm` as a user would.
 
 mod agent;
+mod clones;
 mod disks;
 mod ending;
 mod host_clock;
@@ -14,10 +15,11 @@ mod stub;
 mod time;
 
 pub use agent::agent;
+pub use clones::{GET_READY, clones};
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, worker};
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process};
-pub use network::{BUSY, SERVE, clones, network_oracle, no_such_tap, on_the_network};
+pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
 pub use stub::by_stub;

@@ -1,14 +1,18 @@
 //! Stories of guests on a network. They need root and a host with taps, such as the lab.
 
+use super::host_clock::HostClock;
+use super::time::wall_lag;
 use super::{capture_again, refused, vmm_with};
-use crate::bridge::{Bridge, GUEST, HOST, Namespace, Watch, ping, until};
+use crate::bridge::{Bridge, GUEST, HOST, Watch, open_tap, ping, until};
 use crate::guests::Guest;
-use crate::vm::{LIMIT, TestVm, program};
+use crate::vm::{LIMIT, TestVm};
 use anyhow::{Context, Result, ensure};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The guest's address on the wire, unless the story gives another.
 const MAC: &str = "02:00:00:00:00:07";
@@ -19,18 +23,39 @@ const LONG: usize = 8 << 20;
 
 /// What a guest runs that serves files, and tells the host of itself over a connection of its own, again when that ends.
 pub const SERVE: &str = "mkdir /www; cp /proc/sys/kernel/random/boot_id /www/; yes 0123456 | head -c 8388608 > /www/long; \
-     ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up; httpd -h /www; echo net ready; \
+     ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up; httpd -h /www; witness clocks & echo net ready; \
      while :; do (while sleep 0.2; do echo beat; done) | nc 10.0.0.1 9000; echo net lost; sleep 0.2; done";
 
 /// What a guest runs that is always in the middle of something.
 pub const BUSY: &str = "ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up; ping -A -q 10.0.0.1";
 
+/// How long the guest is in its file.
+#[derive(Clone, Copy, Debug)]
+pub enum Gap {
+    /// For seconds that are made up: the host's wall clock is set.
+    MadeUp(i64),
+    /// For real seconds.
+    Real(u64),
+}
+
+impl Gap {
+    /// Lets the time pass. The clock is off for as long as the value lives.
+    fn pass(self) -> Result<HostClock> {
+        let mut clock = HostClock::of_the_lab()?;
+        match self {
+            Self::MadeUp(seconds) => clock.shift(seconds)?,
+            Self::Real(seconds) => std::thread::sleep(Duration::from_secs(seconds)),
+        }
+        Ok(clock)
+    }
+}
+
 /// A guest pings and serves TCP, is kept, and goes on at another tap: its neighbours are told, a connection whose other end is
-/// gone is reset, new ones work in both directions, and what it sends arrives whole.
+/// gone is reset, new ones work in both directions, what it sends arrives whole, and its wall clock is right.
 ///
 /// # Errors
 /// Tells what does not.
-pub fn on_the_network(guest: &Guest, dir: &Path) -> Result<()> {
+pub fn on_the_network(guest: &Guest, gap: Gap, dir: &Path) -> Result<()> {
     let bridge = Bridge::new("br0", &["tap0", "tap1"])?;
     let listener = TcpListener::bind((HOST, PORT))?;
     listener.set_nonblocking(true)?;
@@ -47,15 +72,21 @@ pub fn on_the_network(guest: &Guest, dir: &Path) -> Result<()> {
 
     // What it holds unread makes this end answer with a reset, which nobody hears, and forget.
     drop(old);
+    let _clock = gap.pass()?;
     let watch = Watch::on("tap1", "arp[14:4] = arp[24:4]")?;
     let mut vm = TestVm::restore_with(&file, &["--net", "net0=tap1"])?;
+    let began = Instant::now();
     let announced = watch.seen()?;
     ensure!(announced.contains(MAC) && announced.contains(&GUEST.to_string()), "announced was {announced}");
     ensure!(bridge.tap_of(MAC)? == Some("tap1"), "the bridge does not know that the guest moved");
     vm.wait_for("net lost").context("the connection whose other end is gone")?;
+    println!("  {announced}");
+    println!("  the old connection was reset {} ms after vmm was started", began.elapsed().as_millis());
     says_beat(accept(&listener)?)?;
     ping(Command::new("ping"))?;
     ensure!(fetch("boot_id")? == boot_id, "another boot");
+    let lag = wall_lag(&mut vm)?;
+    ensure!(lag < Duration::from_secs(1), "the guest's wall clock is off by {lag:?}");
     long_file()
 }
 
@@ -66,29 +97,30 @@ fn kept_in_the_middle_of_a_download(vm: &TestVm, file: &Path) -> Result<()> {
     download.join().map_err(|_| anyhow::anyhow!("the download panicked"))?
 }
 
-/// Two machines from one snapshot at the same time, each on a network of its own with the same addresses.
+/// A tap that another process opened, which here is the story's own: the monitor is told the number of its descriptor, when it
+/// boots the machine and again when it restores it.
 ///
 /// # Errors
-/// One of them does not answer.
-pub fn clones(guest: &Guest, dir: &Path) -> Result<()> {
-    let file = dir.join("snapshot");
-    let one = Namespace::new("one", "tap0")?;
-    let mut vm = start_in(&one, &guest.clone().argument("--net", "tap0").run_args())?;
+/// The guest isn't reached by it, or is restored without one.
+pub fn by_descriptor(guest: &Guest, dir: &Path) -> Result<()> {
+    let _bridge = Bridge::new("br0", &["tap0"])?;
+    let tap = open_tap("tap0")?;
+    let (file, fd) = (dir.join("snapshot"), tap.as_raw_fd());
+    let mut vm = TestVm::start(&guest.clone().argument("--net", &format!("fd={fd}")).run_args())?;
     vm.wait_for("net ready")?;
-    ping(one.command("ping"))?;
+    ping(Command::new("ping"))?;
     vm.snapshot_and_stop(&file)?;
-
-    let two = Namespace::new("two", "tap7")?;
     let path = file.display().to_string();
-    let same = ["restore".to_owned(), path.clone()];
-    let other = ["restore".to_owned(), path, "--net".to_owned(), "net0=tap7".to_owned()];
-    let mut machines = [start_in(&one, &same)?, start_in(&two, &other)?];
-    for _ in 0..3 {
-        for (network, machine) in [&one, &two].into_iter().zip(&mut machines) {
-            machine.wait_for(guest.pulse)?;
-            ping(network.command("ping"))?;
-        }
-    }
+    refused(
+        vmm_with(["restore", &path]),
+        1,
+        &["network device `net0` had a tap that came as a file descriptor"],
+    )?;
+    let mut vm = TestVm::restore_with(&file, &["--net", &format!("net0=fd:{fd}")])?;
+    vm.wait_for(guest.pulse)?;
+    ping(Command::new("ping"))?;
+    let status = vm.ask("status", &[])?;
+    ensure!(status["networks"][0]["tap"] == format!("fd:{fd}"), "{status}");
     Ok(())
 }
 
@@ -118,12 +150,6 @@ pub fn no_such_tap(guest: &Guest, dir: &Path) -> Result<()> {
     refused(restore(&["--net", "net0=fd:0"]), 1, &["file descriptor 0 is no tap"])?;
     refused(restore(&["--net", "net1=tap1"]), 1, &["no network device `net1` in the snapshot: it has net0"])?;
     refused(restore(&["--net", "net0=a/b"]), 2, &["`a/b` is no interface's name"]).map(drop)
-}
-
-fn start_in(network: &Namespace, args: &[String]) -> Result<TestVm> {
-    let mut command = network.command(program().to_str().context("path")?);
-    command.args(args);
-    TestVm::start_as(command)
 }
 
 /// A connection that the guest makes.

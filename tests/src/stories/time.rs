@@ -8,7 +8,7 @@ use crate::guests::Guest;
 use crate::vm::TestVm;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What a Linux guest is told to run so that it tells the time, and wakes up once.
 pub const TELL_TIME: &str = "modprobe ptp_kvm; witness clocks & sleep 40; echo woke";
@@ -243,6 +243,12 @@ fn steps(guest: &Guest, dir: &Path, words: &str, near: i64) -> Result<()> {
     ensure!(wall_lag.abs() < near, "{}: the wall clock is {wall_lag} ns behind", guest.name);
     ensure!(gained < SECOND, "{}: guest time gained {gained} ns", guest.name);
     Ok(())
+}
+
+/// By how much the wall clock of a guest that runs `witness clocks` is off.
+pub(super) fn wall_lag(vm: &mut TestVm) -> Result<Duration> {
+    let lags: Vec<_> = (0..5).map(|_| Clocks::next(vm).map(|line| line.wall_lag)).collect::<Result<_>>()?;
+    Ok(Duration::from_nanos(least(lags.into_iter()).unsigned_abs()))
 }
 
 /// Two machines go on from one snapshot at the same time, and draw different random bytes once they know.
