@@ -8,15 +8,17 @@ mod job;
 mod keep;
 mod record;
 mod stamp;
+mod sync;
 mod threads;
 mod uring;
 mod wish;
 
 pub use file::{DiskError, DiskFile};
 pub use keep::{KeepError, KeptDisk};
-pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open, sync};
+pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open};
 pub(crate) use record::{check, record, remove_kept};
 pub use stamp::{Digest, Stamp};
+pub use sync::sync;
 pub use wish::{DiskPlace, DiskWish, DiskWishError, WishError};
 
 use devices::virtio::DiskEngine;

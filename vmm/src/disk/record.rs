@@ -109,15 +109,6 @@ pub enum DisksError {
     },
 }
 
-/// Makes everything that was written to the disks durable, so that snapshot and disks outlive a power cut together.
-///
-/// # Errors
-/// The disk that failed.
-pub fn sync(disks: &[Disk]) -> Result<(), DisksError> {
-    let writable = disks.iter().filter(|disk| !disk.file.read_only);
-    each(writable, |disk| disk.file.file.sync_data().map_err(io("sync"))).map(drop)
-}
-
 /// Records the disks, which have been synced and stand still, for a snapshot that will be at `path`.
 ///
 /// # Errors
@@ -275,7 +266,7 @@ impl DiskRecord {
 }
 
 /// Does it to each, and says which failed.
-fn each<'a, T: Named + 'a, R>(
+pub(super) fn each<'a, T: Named + 'a, R>(
     disks: impl IntoIterator<Item = &'a T>,
     mut act: impl FnMut(&T) -> Result<R, RecordError>,
 ) -> Result<Vec<R>, DisksError> {
@@ -285,7 +276,7 @@ fn each<'a, T: Named + 'a, R>(
         .collect()
 }
 
-trait Named {
+pub(super) trait Named {
     fn id(&self) -> &str;
 }
 
@@ -301,7 +292,7 @@ impl Named for DiskRecord {
     }
 }
 
-fn io(step: &'static str) -> impl Fn(io::Error) -> RecordError {
+pub(super) fn io(step: &'static str) -> impl Fn(io::Error) -> RecordError {
     move |source| RecordError::Io { step, source }
 }
 
