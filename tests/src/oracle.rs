@@ -10,6 +10,7 @@ use snapshot::Snapshot;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use vmm::board::BoardState;
 use vmm::capture::MachineState;
 use vmm::cpuid;
 use vmm::load;
@@ -38,7 +39,8 @@ pub fn same_machine(before: &Path, after: &Path) -> Result<()> {
     [&mut old, &mut new].into_iter().for_each(still);
     same("shape", &old.shape, &new.shape)?;
     same("VM", &old.vm, &new.vm)?;
-    same("devices", &old.board, &new.board)?;
+    same_devices(&old.board, &new.board)?;
+    same("disks", &load::disks(&first)?, &load::disks(&second)?)?;
     for (index, (old, new)) in old.vcpus.iter().zip(&new.vcpus).enumerate() {
         same_vcpu(old, new).with_context(|| format!("vCPU {index}"))?;
     }
@@ -73,6 +75,26 @@ fn still(state: &mut MachineState) {
             .saved
             .retain(|(index, _)| !RUNNING_MSRS.contains(index) && !WALL_CLOCK_MSRS.contains(index));
     }
+}
+
+fn same_devices(old: &BoardState, new: &BoardState) -> Result<()> {
+    same("COM1", &old.serial, &new.serial)?;
+    same("the keyboard controller", &old.i8042, &new.i8042)?;
+    same("the ACPI registers", &old.acpi_pm, &new.acpi_pm)?;
+    same("the panic device", &old.panic, &new.panic)?;
+    same("the exit port", &old.exit, &new.exit)?;
+    same("the RTC", &old.rtc, &new.rtc)?;
+    same("the VM generation id", &old.generation, &new.generation)?;
+    ensure!(
+        old.virtio.len() == new.virtio.len(),
+        "{} virtio devices, and then {}",
+        old.virtio.len(),
+        new.virtio.len()
+    );
+    for (old, new) in old.virtio.iter().zip(&new.virtio) {
+        same(&format!("{} `{}`", old.device.kind(), old.id), old, new)?;
+    }
+    Ok(())
 }
 
 fn same_vcpu(old: &VcpuState, new: &VcpuState) -> Result<()> {

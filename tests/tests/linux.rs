@@ -91,7 +91,13 @@ fn amd_20_rounds() -> Result<()> {
 /// A sample; `make torture` goes through 50 with each kernel.
 #[test]
 fn amd_disks() -> Result<()> {
-    tell(amd(), &["6.12/disk-commits-5", "6.1/disk-oracle", "6.1/disk-kept", "7.2/disk-oracle"])
+    tell(amd(), &["6.12/disk-commits-5", "6.12/disk-hangs", "6.1/disk-kept"])
+}
+
+/// The oracle with every device there is; `make torture` has it with each kernel.
+#[test]
+fn amd_every_device() -> Result<()> {
+    tell(amd(), &["6.1/oracle-every-device", "7.2/oracle-every-device"])
 }
 
 #[test]

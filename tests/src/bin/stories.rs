@@ -117,6 +117,9 @@ fn all() -> Vec<(String, Story)> {
                 Box::new(move |dir| stories::loses_no_commit(linux(stories::DO_WORK), count, dir)),
             );
         }
+        add("oracle-every-device", Box::new(move |dir| stories::every_device(linux(stories::DO_WORK), dir)));
+        let hanging = move || linux(stories::DO_WORK);
+        add("disk-hangs", Box::new(move |dir| stories::outlives_a_disk_that_hangs(hanging(), dir)));
         add("disk-kept", Box::new(move |dir| stories::keeps_its_disk(linux(stories::DO_WORK), dir)));
         add(
             "disk-oracle",

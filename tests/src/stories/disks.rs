@@ -4,12 +4,16 @@ use crate::guests::Guest;
 use crate::vm::TestVm;
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+use vmm::load;
+use vmm::virtio::{DeviceState, SlotState};
 
 /// Runs in the guest, on its disk: a database that tells of each commit once it is durable, while another process writes,
 /// reads back without the cache and compares. Each commit ends with a dot, so that a line that was cut off shows.
-const WORK: &str = r#"
+pub(super) const WORK: &str = r#"
 (while :; do
     dd if=/dev/urandom of=/root/churn bs=64k count=16 2>/dev/null
     md5sum /root/churn > /root/sum
@@ -27,15 +31,19 @@ done) | sqlite3 /root/db
 /// Mounts the disk and does the work.
 pub const DO_WORK: &str = "mount -t ext4 /dev/vda /root && sh /root/work";
 /// What comes before the number of a commit.
-const COMMIT: &str = "commit ";
+pub(super) const COMMIT: &str = "commit ";
 
 /// A guest with a disk in `dir` that it works on, and Debian's programs on another.
 ///
 /// # Errors
 /// The disk can't be made.
 pub fn worker(guest: Guest, dir: &Path) -> Result<Guest> {
-    let image = dir.join("disk");
-    ext4(&image, WORK)?;
+    worker_with(guest, &dir.join("disk"), WORK)
+}
+
+/// The same, with a disk of this name and another script.
+pub(super) fn worker_with(guest: Guest, image: &Path, work: &str) -> Result<Guest> {
+    ext4(image, work)?;
     let data = format!("path={},id=data", image.display());
     let tools = format!("path={},id=tools,readonly=on", tools_disk()?.display());
     Ok(guest.cmdline("tools=vdb").proof(COMMIT).argument("--disk", &data).argument("--disk", &tools))
@@ -81,7 +89,7 @@ pub fn keeps_its_disk(guest: Guest, dir: &Path) -> Result<()> {
     let mut vm = TestVm::start(&guest.run_args())?;
     wait_for_commits(&mut vm, 3)?;
     vm.snapshot_with(&file, "pause", &["--with-disks"])?;
-    vm.lines_within(std::time::Duration::from_millis(500));
+    vm.lines_within(Duration::from_millis(500));
     let last = in_order(&vm, 0)?;
     vm.ask("resume", &[])?;
     wait_for_commits(&mut vm, 3)?;
@@ -102,7 +110,91 @@ pub fn keeps_its_disk(guest: Guest, dir: &Path) -> Result<()> {
     in_order(&nameless, last).map(drop)
 }
 
-fn wait_for_commits(vm: &mut TestVm, count: usize) -> Result<()> {
+/// A disk stops answering while the guest works on it. The snapshot does not wait for it for ever; what was under way is
+/// done by the restored machine, on the disk that was kept, and no commit is lost.
+///
+/// # Errors
+/// Nothing was under way, or it got lost.
+pub fn outlives_a_disk_that_hangs(guest: Guest, dir: &Path) -> Result<()> {
+    let (file, copy) = (dir.join("snapshot"), dir.join("restored"));
+    let slow = FileSystem::new(dir)?;
+    let guest = worker_with(guest, &slow.path().join("disk"), WORK)?;
+    let mut vm = TestVm::start(&guest.run_args())?;
+    wait_for_commits(&mut vm, 3)?;
+    slow.freeze(true)?;
+    while vm.lines_within(Duration::from_secs(5)).iter().any(|line| line.contains(COMMIT)) {}
+    vm.snapshot_with(&file, "stop", &["--with-disks"])?;
+    let waiting = unfinished(&file)?;
+    println!("  {waiting} requests were under way");
+    ensure!(waiting > 0, "no request was under way");
+    slow.freeze(false)?;
+    ensure!(vm.wait()? == 0, "the status is not 0");
+    let last = in_order(&vm, 0)?;
+
+    let mut vm = TestVm::restore_with(&file, &["--disk", &format!("data={}", copy.display())])?;
+    wait_for_commits(&mut vm, 3)?;
+    vm.ask("stop", &[])?;
+    vm.wait()?;
+    let told = in_order(&vm, last)?;
+    let held = check_disk(&copy, dir)?;
+    ensure!(held >= told, "{told} commits told, {held} on the disk");
+    Ok(())
+}
+
+/// How many requests a snapshot's disks had not finished.
+fn unfinished(file: &Path) -> Result<usize> {
+    let state = load::state(&load::open(file)?)?;
+    let of_disk = |slot: &SlotState| match &slot.device {
+        DeviceState::Blk(disk) => disk.device.unfinished.len(),
+        _ => 0,
+    };
+    Ok(state.board.virtio.iter().map(of_disk).sum())
+}
+
+/// A file system in a file, which can be frozen: writes to it then wait.
+struct FileSystem {
+    mount: PathBuf,
+}
+
+impl FileSystem {
+    fn new(dir: &Path) -> Result<Self> {
+        let (image, mount) = (dir.join("slow.img"), dir.join("slow"));
+        fs::create_dir(&mount)?;
+        run(Command::new("/tools/bin/mke2fs").args(["-q", "-t", "ext4"]).arg(&image).arg("160M"))?;
+        run(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).args([&image, &mount]))?;
+        Ok(Self { mount })
+    }
+
+    fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// `FIFREEZE` and `FITHAW` (ioctl_fs(4)).
+    fn freeze(&self, freeze: bool) -> Result<()> {
+        const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
+        const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
+        let directory = fs::File::open(&self.mount)?;
+        // SAFETY: neither call reads or writes its argument.
+        let done = unsafe { libc::ioctl(directory.as_raw_fd(), if freeze { FIFREEZE } else { FITHAW }, 0) };
+        ensure!(
+            done == 0,
+            "cannot freeze or thaw {}: {}",
+            self.mount.display(),
+            std::io::Error::last_os_error()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // It may not be frozen, and is the lab's in any case, which ends soon.
+        let _ = self.freeze(false);
+        let _ = run(Command::new("umount").arg(&self.mount));
+    }
+}
+
+pub(super) fn wait_for_commits(vm: &mut TestVm, count: usize) -> Result<()> {
     (0..count).try_for_each(|_| vm.wait_for(COMMIT).map(drop))
 }
 
@@ -120,7 +212,7 @@ fn in_order(vm: &TestVm, before: u64) -> Result<u64> {
 
 /// Lets the journal be replayed, as after a power cut, in a copy; then the file system must be clean, and the database whole.
 /// Returns how many commits it holds.
-fn check_disk(image: &Path, dir: &Path) -> Result<u64> {
+pub(super) fn check_disk(image: &Path, dir: &Path) -> Result<u64> {
     let (copy, mount) = (dir.join("copy"), dir.join("mount"));
     fs::copy(image, &copy)?;
     fs::create_dir_all(&mount)?;

@@ -4,7 +4,7 @@ use crate::guests::Guest;
 use crate::oracle;
 use crate::vm::TestVm;
 use anyhow::{Context, Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Fast restart: boot, snapshot, the process ends; a new process goes on with the next number. Returns the numbers before
 /// and after.
@@ -70,12 +70,18 @@ pub(super) fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
 /// # Errors
 /// Names what differs.
 pub fn capture_again(guest: &Guest, dir: &Path) -> Result<()> {
-    let (first, second) = (dir.join("first"), dir.join("second"));
     let mut vm = TestVm::start(&guest.run_args())?;
     (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
+    captured_again(vm, dir).map(drop).with_context(|| guest.name.clone())
+}
+
+/// The same with a machine that runs already. Returns the second snapshot.
+pub(super) fn captured_again(vm: TestVm, dir: &Path) -> Result<PathBuf> {
+    let (first, second) = (dir.join("first"), dir.join("second"));
     vm.snapshot_and_stop(&first)?;
     TestVm::restore_paused(&first)?.snapshot_and_stop(&second)?;
-    oracle::same_machine(&first, &second).with_context(|| guest.name.clone())
+    oracle::same_machine(&first, &second)?;
+    Ok(second)
 }
 
 /// Many rounds of restore and snapshot. Each lets the guest live for one more beat at least, and cuts it off wherever it is;

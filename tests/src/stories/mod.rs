@@ -6,6 +6,7 @@ mod agent;
 mod clones;
 mod disks;
 mod ending;
+mod everything;
 mod host_clock;
 mod keeping;
 mod network;
@@ -16,8 +17,9 @@ mod time;
 
 pub use agent::agent;
 pub use clones::{GET_READY, clones};
-pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, worker};
+pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_hangs, worker};
 pub use ending::{ends_with, last_words, types_and_is_answered};
+pub use everything::every_device;
 pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process};
 pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
