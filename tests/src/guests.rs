@@ -101,6 +101,12 @@ impl Guest {
         self
     }
 
+    /// With this switch of `vmm run`.
+    pub fn switch(mut self, name: &str) -> Self {
+        self.arguments.push(name.to_owned());
+        self
+    }
+
     /// Entered by this protocol: `linux` or `pvh`.
     pub fn entry(mut self, protocol: &'static str) -> Self {
         self.entry = protocol;
@@ -140,8 +146,28 @@ impl Guest {
         args.extend(["--memory".to_owned(), self.memory.clone()]);
         args.extend(["--cpus".to_owned(), self.cpus.to_string()]);
         args.extend(["--cmdline".to_owned(), self.cmdline.clone()]);
-        args.extend(["--name".to_owned(), self.name.replace(' ', "-")]);
+        args.extend(["--name".to_owned(), self.word()]);
         args.extend(self.arguments.iter().cloned());
+        args
+    }
+
+    /// Its name as a word.
+    pub fn word(&self) -> String {
+        self.name.replace(' ', "-")
+    }
+
+    /// The arguments of `vmm switch` that boot it beside others.
+    pub fn switch_args(&self) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let mut args = vec!["--kernel".to_owned(), path(&self.kernel)];
+        args.extend(self.initrd.iter().flat_map(|initrd| ["--initrd".to_owned(), path(initrd)]));
+        args.extend([
+            "--memory".to_owned(),
+            self.memory.clone(),
+            "--cmdline".to_owned(),
+            self.cmdline.clone(),
+        ]);
+        args.extend(["--as".to_owned(), self.word()]);
         args
     }
 

@@ -83,3 +83,27 @@ fn the_exit_status_says_how_a_guest_ended() -> Result<()> {
     }
     Ok(())
 }
+
+/// In memory, then in files.
+#[test]
+fn kernels_take_turns() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let guests = [guest("counter", &dir), guest("timer", &dir), guest("dirty", &dir).pulse("written=")];
+    for files in [None, Some(dir.path())] {
+        let turns = stories::take_turns(&guests, 10, files)?;
+        assert_eq!(turns.len(), 10);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_kernel_that_ends_or_cannot_start_leaves_the_machine_to_the_other() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::nobody_is_lost(&guest("counter", &dir), &guest("power", &dir), dir.path())
+}
+
+#[test]
+fn a_kernel_does_not_wake_up_to_a_disk_that_changed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::stale_disk(&guest("counter", &dir), &guest("timer", &dir), dir.path())
+}

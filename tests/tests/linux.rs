@@ -82,6 +82,12 @@ fn amd_sockets() -> Result<()> {
     tell(amd(), &["6.1/agent", "6.12/sockets", "6.12/oracle-vsock", "7.2/socket-clones"])
 }
 
+/// Ten switches between three kernels that sleep in memory; in files, with `make torture`.
+#[test]
+fn amd_switch() -> Result<()> {
+    tell(amd(), &["switch"])
+}
+
 /// A sample; `make torture` goes through 100.
 #[test]
 fn amd_20_rounds() -> Result<()> {

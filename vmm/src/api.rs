@@ -20,10 +20,16 @@ pub enum Command {
     Resume,
     /// Ask the guest for memory.
     Balloon(BalloonRequest),
+    /// Put the kernel that is awake to sleep, and have another run.
+    Switch(SwitchRequest),
+    /// List the kernels.
+    Kernels,
+    /// Drop a kernel that sleeps.
+    Forget(ForgetRequest),
     /// Write a snapshot.
     Snapshot(SnapshotRequest),
-    /// End the machine and the process.
-    Stop,
+    /// End the kernel that is awake; and with it, if no other sleeps, the machine and the process.
+    Stop(StopRequest),
 }
 
 /// How much memory the guest is to give up.
@@ -41,6 +47,146 @@ pub struct BalloonStatus {
     pub target_bytes: u64,
     /// In bytes, given up.
     pub actual_bytes: u64,
+}
+
+/// Which kernel is to run next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchRequest {
+    /// One that sleeps; or else [`SwitchRequest::boot`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// One that is booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootRequest>,
+    /// The file that the one that is awake will sleep in, absolute; memory if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_in: Option<PathBuf>,
+    /// What a kernel that wakes up makes of the time it slept.
+    #[serde(default)]
+    pub time: SleptTime,
+}
+
+/// A kernel to be booted beside those that sleep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootRequest {
+    /// A bzImage or an ELF kernel, absolute.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk, absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub cmdline: String,
+    /// Guest RAM in bytes; as much as the awake one has if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// What it will be called; after its version if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether it gets the writable disks too.
+    #[serde(default)]
+    pub share_disks: bool,
+}
+
+/// What a kernel that wakes up makes of the time it slept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SleptTime {
+    /// It has passed.
+    #[default]
+    Advance,
+    /// It has not.
+    Freeze,
+}
+
+/// What is to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// All kernels, those that sleep too.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// A kernel that is to be dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForgetRequest {
+    /// Its name.
+    pub name: String,
+}
+
+/// A switch that has been made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SwitchSummary {
+    /// The kernel that sleeps now.
+    pub from: String,
+    /// The kernel that runs now.
+    pub to: String,
+    /// From when the one stood still until the other ran, in milliseconds.
+    pub pause_ms: f64,
+    /// Of that, writing the one to its file.
+    pub saved_ms: f64,
+}
+
+/// One line for a person.
+impl fmt::Display for SwitchSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (printable(&self.from), printable(&self.to));
+        write!(f, "{from} sleeps, {to} runs after {:.1} ms", self.pause_ms)
+    }
+}
+
+/// The kernels of a VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelList {
+    /// The one that is awake first, then those that sleep.
+    pub kernels: Vec<KernelStatus>,
+}
+
+/// A kernel of a VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// What it is called.
+    pub name: String,
+    /// What it said it is; none if it said nothing.
+    pub version: Option<String>,
+    /// Whether it sleeps.
+    pub asleep: bool,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Bytes of the host's memory that it takes.
+    pub resident_bytes: u64,
+    /// How long it has been asleep, in seconds.
+    pub asleep_seconds: f64,
+    /// The file that it sleeps in; none in memory.
+    pub kept_in: Option<PathBuf>,
+}
+
+/// A line for each kernel, for a person.
+impl fmt::Display for KernelList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.kernels.iter().map(KernelStatus::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl fmt::Display for KernelStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = self.version.as_deref().and_then(|text| text.split(' ').next()).unwrap_or("unknown");
+        let (name, version) = (printable(&self.name), printable(version));
+        let (held, memory) = (mebibytes(self.resident_bytes), mebibytes(self.memory_bytes));
+        write!(f, "{name}: {version}, {held} of {memory} held, ")?;
+        match (self.asleep, &self.kept_in) {
+            (false, _) => write!(f, "awake"),
+            (true, None) => write!(f, "asleep for {:.1} s", self.asleep_seconds),
+            (true, Some(file)) => {
+                let file = file.display().to_string();
+                write!(f, "asleep for {:.1} s in {}", self.asleep_seconds, printable(&file))
+            }
+        }
+    }
 }
 
 /// Where a snapshot goes, and what becomes of the machine.
@@ -81,6 +227,10 @@ pub enum Reply {
     Done,
     /// To [`Command::Snapshot`].
     Snapshot(SnapshotSummary),
+    /// To [`Command::Switch`].
+    Switched(SwitchSummary),
+    /// To [`Command::Kernels`].
+    Kernels(KernelList),
 }
 
 /// A machine, seen from outside.
@@ -262,16 +412,25 @@ pub enum Operation {
     Stop,
     /// [`Command::Balloon`]
     Balloon,
+    /// [`Command::Switch`]
+    Switch,
+    /// [`Command::Kernels`]
+    Kernels,
+    /// [`Command::Forget`]
+    Forget,
 }
 
 /// Every route: method, path, operation. Named as Cloud Hypervisor's are.
-pub const ENDPOINTS: [(&str, &str, Operation); 6] = [
+pub const ENDPOINTS: [(&str, &str, Operation); 9] = [
     ("GET", "/api/v1/vm.info", Operation::Status),
     ("PUT", "/api/v1/vm.pause", Operation::Pause),
     ("PUT", "/api/v1/vm.resume", Operation::Resume),
     ("PUT", "/api/v1/vm.snapshot", Operation::Snapshot),
     ("PUT", "/api/v1/vm.stop", Operation::Stop),
     ("PUT", "/api/v1/vm.balloon", Operation::Balloon),
+    ("PUT", "/api/v1/vm.switch", Operation::Switch),
+    ("GET", "/api/v1/vm.kernels", Operation::Kernels),
+    ("PUT", "/api/v1/vm.forget", Operation::Forget),
 ];
 
 /// The body of every answer with a status of 400 or above.
@@ -298,11 +457,14 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
     };
     Ok(match operation {
         Operation::Snapshot => Command::Snapshot(snapshot_request(body)?),
-        Operation::Balloon => Command::Balloon(balloon_request(body)?),
+        Operation::Balloon => Command::Balloon(parsed(body, "a balloon request")?),
+        Operation::Switch => Command::Switch(switch_request(body)?),
+        Operation::Forget => Command::Forget(parsed(body, "a name to forget")?),
+        Operation::Kernels => empty().map(|()| Command::Kernels)?,
         Operation::Status => empty().map(|()| Command::Status)?,
         Operation::Pause => empty().map(|()| Command::Pause)?,
         Operation::Resume => empty().map(|()| Command::Resume)?,
-        Operation::Stop => empty().map(|()| Command::Stop)?,
+        Operation::Stop => Command::Stop(stop_request(body)?),
     })
 }
 
@@ -315,9 +477,26 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
     Ok(request)
 }
 
-fn balloon_request(body: &[u8]) -> Result<BalloonRequest, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|e| ApiError::bad_request(format!("the body is not a balloon request: {e}")))
+fn stop_request(body: &[u8]) -> Result<StopRequest, ApiError> {
+    if body.is_empty() { Ok(StopRequest::default()) } else { parsed(body, "a stop request") }
+}
+
+fn switch_request(body: &[u8]) -> Result<SwitchRequest, ApiError> {
+    let request: SwitchRequest = parsed(body, "a switch request")?;
+    if request.to.is_some() == request.boot.is_some() {
+        return Err(ApiError::bad_request("expected one of `to` and `boot`"));
+    }
+    let boot = request.boot.iter();
+    let files =
+        boot.flat_map(|boot| [Some(&boot.kernel), boot.initrd.as_ref()]).chain([request.keep_in.as_ref()]);
+    if let Some(path) = files.flatten().find(|path| !path.is_absolute()) {
+        return Err(ApiError::bad_request(format!("path must be absolute: {}", path.display())));
+    }
+    Ok(request)
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(body: &[u8], what: &str) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("the body is not {what}: {e}")))
 }
 
 /// The request that stands for a command: method, path, body. [`command`]'s other half.
@@ -329,9 +508,12 @@ pub fn request(command: &Command) -> Result<(&'static str, &'static str, Vec<u8>
         Command::Status => (Operation::Status, Vec::new()),
         Command::Pause => (Operation::Pause, Vec::new()),
         Command::Resume => (Operation::Resume, Vec::new()),
-        Command::Stop => (Operation::Stop, Vec::new()),
+        Command::Stop(request) => (Operation::Stop, serde_json::to_vec(request)?),
         Command::Snapshot(request) => (Operation::Snapshot, serde_json::to_vec(request)?),
         Command::Balloon(request) => (Operation::Balloon, serde_json::to_vec(request)?),
+        Command::Switch(request) => (Operation::Switch, serde_json::to_vec(request)?),
+        Command::Forget(request) => (Operation::Forget, serde_json::to_vec(request)?),
+        Command::Kernels => (Operation::Kernels, Vec::new()),
     };
     let (method, path, _) = ENDPOINTS[operation as usize];
     Ok((method, path, body))
@@ -343,6 +525,8 @@ pub fn response(result: &Result<Reply, ApiError>) -> (u16, Vec<u8>) {
         Ok(Reply::Done) => return (204, Vec::new()),
         Ok(Reply::Status(status)) => (200, serde_json::to_vec(status)),
         Ok(Reply::Snapshot(summary)) => (200, serde_json::to_vec(summary)),
+        Ok(Reply::Switched(summary)) => (200, serde_json::to_vec(summary)),
+        Ok(Reply::Kernels(list)) => (200, serde_json::to_vec(list)),
         Err(e) => (e.status, serde_json::to_vec(&ErrorBody { error: e.message.clone() })),
     };
     // Only a path that isn't UTF-8 can fail to become JSON, and all paths here came from JSON.

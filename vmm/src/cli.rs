@@ -3,7 +3,7 @@
 //! In: arguments. Out: a [`Command`] with checked values. Holds: wrong usage ends here, with status 2 and one line that
 //! names what was wrong.
 
-use crate::api::Then;
+use crate::api::{SleptTime, Then};
 use crate::clock::TimePolicy;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::disk::{DiskPlace, DiskWish};
@@ -58,8 +58,14 @@ pub enum Command {
     /// Ask the guest's agent for something else
     #[command(subcommand)]
     Agent(AgentVerb),
-    /// End a VM at once; its memory is lost
-    Stop(Remote),
+    /// Put a running VM's kernel to sleep, and have another one run on the same devices
+    Switch(SwitchArgs),
+    /// List a VM's kernels: the one that is awake, and those that sleep
+    Kernels(Remote),
+    /// Drop a kernel that sleeps
+    Forget(ForgetArgs),
+    /// End a VM's kernel at once; its memory is lost. One that sleeps goes on instead; if none does the VM ends
+    Stop(StopArgs),
     /// Say what a snapshot is
     Inspect(File),
     /// Read every byte of a snapshot and check it
@@ -214,6 +220,80 @@ pub struct SnapshotArgs {
     /// Read all of each disk for a digest, by which an unchanged one is known in another place
     #[arg(long)]
     pub digest_disks: bool,
+}
+
+/// `vmm switch`.
+#[derive(Debug, Args)]
+pub struct SwitchArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// Go back to a kernel that sleeps
+    #[arg(long, value_name = "NAME", required_unless_present = "kernel", conflicts_with = "kernel")]
+    pub to: Option<String>,
+    /// Boot this kernel
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Its RAM; as much as the kernel has that is awake, if not given
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "kernel", allow_hyphen_values = true)]
+    pub memory: Option<u64>,
+    /// What it will be called; after its version, if not given
+    #[arg(long = "as", value_name = "NAME", value_parser = parse_name, requires = "kernel")]
+    pub name: Option<String>,
+    /// Give it the writable disks too; the kernel that sleeps can't wake up if one is written
+    #[arg(long, requires = "kernel")]
+    pub share_disks: bool,
+    /// The file that the kernel sleeps in which is awake now; memory, if not given
+    #[arg(long, value_name = "FILE")]
+    pub keep_in: Option<PathBuf>,
+    /// What a kernel that wakes up makes of the time it slept
+    #[arg(long, value_enum, default_value_t = SleptChoice::Advance)]
+    pub time: SleptChoice,
+}
+
+/// What a kernel that wakes up makes of the time it slept.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SleptChoice {
+    /// It has passed
+    Advance,
+    /// It has not
+    Freeze,
+}
+
+impl From<SleptChoice> for SleptTime {
+    fn from(choice: SleptChoice) -> Self {
+        match choice {
+            SleptChoice::Advance => Self::Advance,
+            SleptChoice::Freeze => Self::Freeze,
+        }
+    }
+}
+
+/// `vmm stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// End the VM with all its kernels, those that sleep too
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `vmm forget`.
+#[derive(Debug, Args)]
+pub struct ForgetArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// The kernel
+    pub name: String,
 }
 
 /// `vmm balloon`.

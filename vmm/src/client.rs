@@ -3,7 +3,10 @@
 //! In: the path of a VM's API socket and a [`Command`]. Out: its answer, for a person or as JSON. Holds: whatever fails is
 //! told in one line that names the socket.
 
-use crate::api::{self, Command, ErrorBody, Reply, SnapshotRequest, SnapshotSummary, Status, Then};
+use crate::api::{
+    self, Command, ErrorBody, KernelList, Reply, SnapshotRequest, SnapshotSummary, Status, SwitchSummary,
+    Then,
+};
 use crate::disk::DiskCare;
 use crate::http::{Connection, HttpError, Response};
 use std::io::{self, Write};
@@ -94,7 +97,8 @@ pub fn run(socket: &Path, command: &Command, json: bool, out: &mut dyn Write) ->
 /// There was no answer, or the VM refused.
 pub fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
     let (method, path, body) = api::request(command).map_err(|e| cannot_send(command, &e))?;
-    let patience = if matches!(command, Command::Snapshot(_)) { SNAPSHOT_PATIENCE } else { PATIENCE };
+    let writes = matches!(command, Command::Snapshot(_) | Command::Switch(_));
+    let patience = if writes { SNAPSHOT_PATIENCE } else { PATIENCE };
     let failed = |source| ClientError::Connection { path: socket.into(), source };
     let mut connection = Connection::new(connect(socket)?, MESSAGE_TIME).map_err(failed)?;
     // A server that turns us away may close before it has read the request: its answer says why.
@@ -137,6 +141,8 @@ fn reply(socket: &Path, command: &Command, response: &Response) -> Result<Reply,
     match (response.status, command) {
         (204, _) => Ok(Reply::Done),
         (200, Command::Status) => parse::<Status>(response).map(Reply::Status).map_err(strange),
+        (200, Command::Switch(_)) => parse::<SwitchSummary>(response).map(Reply::Switched).map_err(strange),
+        (200, Command::Kernels) => parse::<KernelList>(response).map(Reply::Kernels).map_err(strange),
         (200, _) => parse::<SnapshotSummary>(response).map(Reply::Snapshot).map_err(strange),
         _ => Err(ClientError::Refused(parse::<ErrorBody>(response).map_err(strange)?.error)),
     }
@@ -148,11 +154,13 @@ fn parse<T: serde::de::DeserializeOwned>(response: &Response) -> Result<T, serde
 
 fn done_word(command: &Command) -> &'static str {
     match command {
-        Command::Status => "answered",
+        Command::Status | Command::Kernels => "answered",
+        Command::Switch(_) => "switched",
+        Command::Forget(_) => "forgotten",
         Command::Pause => "paused",
         Command::Resume => "resumed",
         Command::Snapshot(_) => "written",
-        Command::Stop => "stopped",
+        Command::Stop(_) => "stopped",
         Command::Balloon(_) => "asked",
     }
 }
@@ -161,6 +169,8 @@ fn as_json(reply: &Reply, command: &Command) -> String {
     let text = match reply {
         Reply::Status(status) => serde_json::to_string(status),
         Reply::Snapshot(summary) => serde_json::to_string(summary),
+        Reply::Switched(summary) => serde_json::to_string(summary),
+        Reply::Kernels(list) => serde_json::to_string(list),
         Reply::Done => serde_json::to_string(&serde_json::json!({ "done": done_word(command) })),
     };
     // All of it came from JSON.
@@ -171,6 +181,8 @@ fn as_text(reply: &Reply, command: &Command) -> String {
     match reply {
         Reply::Status(status) => status.to_string(),
         Reply::Snapshot(summary) => summary.to_string(),
+        Reply::Switched(summary) => summary.to_string(),
+        Reply::Kernels(list) => list.to_string(),
         Reply::Done => done_word(command).into(),
     }
 }

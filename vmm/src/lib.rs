@@ -44,6 +44,7 @@ pub mod save;
 pub mod stub;
 pub mod load;
 pub mod start;
+pub mod switch;
 // The user's side.
 pub mod complaint;
 pub mod outcome;

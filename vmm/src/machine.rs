@@ -104,6 +104,21 @@ impl Machine {
         &self.shape
     }
 
+    /// Its RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Takes the machine apart: its threads end, its devices let go of the host, its VM is closed. What is left is its RAM, and its
+    /// disks, open and locked as they were.
+    pub fn dismantle(self) -> (GuestRam, Vec<Disk>) {
+        let Self { vcpus, board, vm, ram, disks, .. } = self;
+        drop(vcpus);
+        drop(board);
+        drop(vm);
+        (ram, disks)
+    }
+
     /// When this process made it.
     pub fn started(&self) -> Instant {
         self.started

@@ -6,16 +6,16 @@ use devices::virtio::{BlkState, MmioState, VsockState};
 use kvm_ioctls::Kvm;
 use snapshot::Snapshot;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use vmm::api::{BalloonRequest, Command as Verb};
+use vmm::api::{BalloonRequest, BootRequest, Command as Verb, ForgetRequest, StopRequest, SwitchRequest};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
     AgentVerb, ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs,
-    TimeChoice,
+    SwitchArgs, TimeChoice,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -27,6 +27,7 @@ use vmm::overrides::Overrides;
 use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
+use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
 use vmm::{ask_agent, client, complaint, doctor, exec, inspect, load, network, start, vm, wall_clock};
@@ -44,7 +45,10 @@ fn main() -> ExitCode {
         Command::Status(vm) => ask(&vm, &Verb::Status),
         Command::Pause(vm) => ask(&vm, &Verb::Pause),
         Command::Resume(vm) => ask(&vm, &Verb::Resume),
-        Command::Stop(vm) => ask(&vm, &Verb::Stop),
+        Command::Stop(args) => ask(&args.remote, &Verb::Stop(StopRequest { all: args.all })),
+        Command::Switch(args) => switch(&args),
+        Command::Kernels(vm) => ask(&vm, &Verb::Kernels),
+        Command::Forget(args) => ask(&args.remote, &Verb::Forget(ForgetRequest { name: args.name })),
         Command::Balloon(args) => {
             ask(&args.remote, &Verb::Balloon(BalloonRequest { target_bytes: args.target }))
         }
@@ -81,9 +85,9 @@ fn run(args: Run) -> Result<ExitCode> {
         cmdline: args.cmdline,
         protocol: args.entry.into(),
     };
-    operate(&args.api, &args.kernel, false, |ends| {
+    operate(kvm, &args.api, &args.kernel, false, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
-        let machine = start::boot(&kvm, shape, devices, &source, ends)?;
+        let machine = start::boot(kvm, shape, devices, &source, ends)?;
         if !args.force && machine.shape().kernel.version.is_some() {
             doctor::can_run_linux().map_err(anyhow::Error::msg)?;
         }
@@ -117,9 +121,9 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     let (snapshot, ram) = open(&kvm, args)?;
     let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
-    operate(&args.api, &args.file, args.paused, |ends| {
+    operate(kvm, &args.api, &args.file, args.paused, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
-        let mut machine = start::restore(&kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
+        let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
         if args.time == TimeChoice::Step {
             let vsock = machine.board().vsock_path().map(Into::into);
             machine.when_run(|| wall_clock::step(vsock));
@@ -142,21 +146,24 @@ fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam)> {
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.
 fn operate(
+    kvm: Kvm,
     api: &ApiSocket,
     source: &Path,
     paused: bool,
-    make: impl FnOnce(HostEnds) -> Result<Machine>,
+    make: impl FnOnce(&Kvm, HostEnds) -> Result<Machine>,
 ) -> Result<ExitCode> {
     let signals = EndSignals::hold().context("cannot hold back signals")?;
     let (server, calls) = serve(api)?;
     let drained = Arc::new(event()?);
-    let mut machine = make(host_ends(drained.clone()))?;
+    let again = drained.clone();
+    let ends: Ends = Box::new(move || host_ends(again.clone()));
+    let mut machine = make(&kvm, ends())?;
     let terminal = Terminal::open().context("cannot set up the terminal")?;
     if !paused {
         machine.resume();
     }
-    let inputs = Inputs { terminal, signals, calls, drained };
-    let outcome = Monitor::new(machine, source.display().to_string(), inputs).run();
+    let kernels = Kernels::new(kvm, machine, source.to_owned(), ends);
+    let outcome = Monitor::new(kernels, Inputs { terminal, signals, calls, drained }).run();
     drop(server);
     Ok(report(&outcome.context("cannot wait for the VM")?))
 }
@@ -211,6 +218,27 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks };
     ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
+}
+
+fn switch(args: &SwitchArgs) -> Result<ExitCode> {
+    let here = |path: &PathBuf| std::path::absolute(path).with_context(|| format!("{}", path.display()));
+    let boot = args.kernel.as_ref().map(|kernel| {
+        anyhow::Ok(BootRequest {
+            kernel: here(kernel)?,
+            initrd: args.initrd.as_ref().map(here).transpose()?,
+            cmdline: args.cmdline.clone(),
+            memory_bytes: args.memory,
+            name: args.name.clone(),
+            share_disks: args.share_disks,
+        })
+    });
+    let request = SwitchRequest {
+        to: args.to.clone(),
+        boot: boot.transpose()?,
+        keep_in: args.keep_in.as_ref().map(here).transpose()?,
+        time: args.time.into(),
+    };
+    ask(&args.remote, &Verb::Switch(request))
 }
 
 fn describe(args: &File) -> Result<ExitCode> {

@@ -6,21 +6,24 @@
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
 use crate::api::{
-    ApiCall, ApiError, BalloonRequest, BalloonStatus, Command, NetworkStatus, Reply, RunState,
-    SnapshotRequest, SnapshotSummary, Status, Then,
+    ApiCall, ApiError, BalloonRequest, BalloonStatus, BootRequest, Command, KernelList, KernelStatus,
+    NetworkStatus, Reply, RunState, SleptTime, SnapshotRequest, SnapshotSummary, Status, SwitchRequest,
+    SwitchSummary, Then,
 };
+use crate::boot::BootSource;
+use crate::clock::TimePolicy;
 use crate::complaint;
 use crate::disk::DiskCare;
-use crate::machine::Machine;
+use crate::kernel::ProtocolChoice;
 use crate::outcome::Outcome;
 use crate::signals::EndSignals;
+use crate::switch::{KernelInfo, Kernels, Newcomer, Next, SwitchError};
 use crate::tap::TapName;
 use crate::terminal::{Action, HELP, Terminal};
 use devices::virtio::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -48,10 +51,8 @@ pub struct Inputs {
 
 /// The main thread's loop.
 pub struct Monitor {
-    machine: Machine,
+    kernels: Kernels,
     inputs: Inputs,
-    /// The file that the machine was started from.
-    source: String,
     ended: Option<Outcome>,
 }
 
@@ -60,9 +61,9 @@ pub struct Monitor {
 const CONSOLE_RETRY: Duration = Duration::from_millis(20);
 
 impl Monitor {
-    /// A loop around the machine.
-    pub fn new(machine: Machine, source: String, inputs: Inputs) -> Self {
-        Self { machine, inputs, source, ended: None }
+    /// A loop around the kernels.
+    pub fn new(kernels: Kernels, inputs: Inputs) -> Self {
+        Self { kernels, inputs, ended: None }
     }
 
     /// Waits until the VM ends.
@@ -75,7 +76,9 @@ impl Monitor {
             self.wait()?;
             self.hear_signals()?;
             self.hear_vcpus();
-            self.hear_user()?;
+            if self.ended.is_none() {
+                self.hear_user()?;
+            }
             self.hear_api();
             if let Some(outcome) = self.ended.take() {
                 return Ok(outcome);
@@ -84,7 +87,7 @@ impl Monitor {
     }
 
     fn wait(&self) -> io::Result<()> {
-        let stop = self.machine.stop_event();
+        let stop = self.kernels.awake().stop_event();
         let mut fds = vec![self.inputs.signals.fd(), stop.as_raw_fd(), self.inputs.drained.as_raw_fd()];
         fds.extend(self.inputs.terminal.fd());
         fds.extend(self.inputs.calls.as_ref().map(|calls| calls.event.as_raw_fd()));
@@ -100,10 +103,22 @@ impl Monitor {
     }
 
     fn hear_vcpus(&mut self) {
-        let _ = self.machine.stop_event().read();
-        if let Some(stop) = self.machine.stop_reason() {
-            let outcome = Outcome::of(stop, self.machine.board().panic_seen());
-            let outcome = outcome.at(|| self.machine.pause().places());
+        let machine = self.kernels.machine();
+        let _ = machine.stop_event().read();
+        if let Some(stop) = machine.stop_reason() {
+            let outcome = Outcome::of(stop, machine.board().panic_seen());
+            let outcome = outcome.at(|| machine.pause().places());
+            self.end_kernel(outcome);
+        }
+    }
+
+    /// A kernel that ends leaves the machine to the one that fell asleep last.
+    fn end_kernel(&mut self, outcome: Outcome) {
+        let Some(next) = self.kernels.last_asleep() else { return self.end(outcome) };
+        let (name, _) = self.kernels.origin();
+        self.say(&format!("vmm: kernel `{name}`: {outcome}; `{next}` goes on"));
+        if let Err(error) = self.kernels.replace_ended() {
+            self.say(&format!("vmm: {}", complaint::one_line(&error)));
             self.end(outcome);
         }
     }
@@ -123,7 +138,7 @@ impl Monitor {
     fn feed_console(&mut self) {
         let terminal = &mut self.inputs.terminal;
         if terminal.has_bytes() {
-            self.machine.board().feed_console(|room| terminal.take(room));
+            self.kernels.awake().board().feed_console(|room| terminal.take(room));
         }
     }
 
@@ -146,24 +161,62 @@ impl Monitor {
     fn answer(&mut self, command: Command) -> Result<Reply, ApiError> {
         match command {
             Command::Status => return Ok(Reply::Status(self.status())),
-            Command::Pause => self.machine.pause().keep(),
-            Command::Resume => self.machine.resume(),
-            Command::Stop => self.end(Outcome::Stopped),
+            Command::Pause => self.kernels.machine().pause().keep(),
+            Command::Resume => self.kernels.machine().resume(),
+            Command::Stop(request) if request.all => self.end(Outcome::Stopped),
+            Command::Stop(_) => self.end_kernel(Outcome::Stopped),
             Command::Balloon(request) => return self.balloon(request),
+            Command::Switch(request) => return self.switch(request).map(Reply::Switched),
+            Command::Kernels => return Ok(Reply::Kernels(self.kernel_list())),
+            Command::Forget(request) => self.kernels.forget(&request.name).map_err(|e| conflict(&e))?,
             Command::Snapshot(request) => return self.snapshot(request).map(Reply::Snapshot),
         }
         Ok(Reply::Done)
     }
 
+    fn switch(&mut self, request: SwitchRequest) -> Result<SwitchSummary, ApiError> {
+        let time = match request.time {
+            SleptTime::Advance => TimePolicy::Advance,
+            SleptTime::Freeze => TimePolicy::Freeze,
+        };
+        let next = match (request.boot, request.to) {
+            (Some(boot), _) => Next::Boot(newcomer(boot)),
+            (None, Some(name)) => Next::Wake(name, time),
+            (None, None) => return Err(ApiError::bad_request("expected one of `to` and `boot`")),
+        };
+        let switched = self.kernels.switch(&next, request.keep_in).map_err(|error| {
+            if matches!(error, SwitchError::Both { .. }) {
+                self.end(Outcome::Fault(complaint::one_line(&error)));
+            }
+            conflict(&error)
+        })?;
+        self.say(&format!("vmm: kernel `{}` sleeps, `{}` runs", switched.from, switched.to));
+        let (pause_ms, saved_ms) = (milliseconds(switched.pause), milliseconds(switched.saved));
+        Ok(SwitchSummary { from: switched.from, to: switched.to, pause_ms, saved_ms })
+    }
+
+    fn kernel_list(&self) -> KernelList {
+        let status = |info: KernelInfo| KernelStatus {
+            name: info.name,
+            version: info.shape.kernel.version,
+            asleep: info.asleep.is_some(),
+            memory_bytes: info.shape.memory,
+            resident_bytes: info.resident,
+            asleep_seconds: info.asleep.unwrap_or_default().as_secs_f64(),
+            kept_in: info.file,
+        };
+        KernelList { kernels: self.kernels.list().into_iter().map(status).collect() }
+    }
+
     fn balloon(&self, request: BalloonRequest) -> Result<Reply, ApiError> {
-        let memory = self.machine.shape().memory;
+        let memory = self.kernels.awake().shape().memory;
         if request.target_bytes > memory {
             return Err(ApiError::bad_request(format!(
                 "a balloon of {} bytes: the guest has {memory} bytes of RAM",
                 request.target_bytes
             )));
         }
-        match self.machine.board().virtio().set_balloon(request.target_bytes) {
+        match self.kernels.awake().board().virtio().set_balloon(request.target_bytes) {
             true => Ok(Reply::Done),
             false => Err(ApiError::conflict("this VM has no balloon: start it with --balloon")),
         }
@@ -171,7 +224,8 @@ impl Monitor {
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
         let started = Instant::now();
-        let paused = self.machine.pause();
+        let machine = self.kernels.machine();
+        let paused = machine.pause();
         if paused.has_ended() {
             return Err(ApiError::ending());
         }
@@ -180,43 +234,44 @@ impl Monitor {
         let summary = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)))?;
         match request.then {
             None => drop(paused),
-            Some(Then::Pause) => paused.keep(),
+            Some(Then::Pause | Then::Stop) => paused.keep(),
             Some(Then::Resume) => paused.resume(),
-            Some(Then::Stop) => {
-                paused.keep();
-                self.end(Outcome::Stopped);
-            }
         }
         let total_ms = milliseconds(started.elapsed());
+        let stands_still = self.kernels.awake().is_paused();
+        if request.then == Some(Then::Stop) {
+            self.end_kernel(Outcome::Stopped);
+        }
         Ok(SnapshotSummary {
             path: request.path,
             memory_bytes: summary.ram_bytes,
             stored_bytes: summary.data_bytes,
-            pause_ms: (!self.machine.is_paused()).then_some(total_ms),
+            pause_ms: (!stands_still).then_some(total_ms),
             total_ms,
         })
     }
 
     fn status(&self) -> Status {
-        let shape = self.machine.shape();
+        let machine = self.kernels.awake();
+        let shape = machine.shape();
         Status {
             name: shape.name.clone(),
-            state: if self.machine.is_paused() { RunState::Paused } else { RunState::Running },
+            state: if machine.is_paused() { RunState::Paused } else { RunState::Running },
             vcpus: shape.vcpus,
             memory_bytes: shape.memory,
             kernel: shape.kernel.version.clone(),
-            started_from: PathBuf::from(&self.source),
+            started_from: self.kernels.origin().1.clone(),
             balloon: self.balloon_status(),
-            uptime_seconds: self.machine.started().elapsed().as_secs_f64(),
+            uptime_seconds: machine.started().elapsed().as_secs_f64(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            vsock: self.machine.board().vsock_path().map(Into::into),
+            vsock: machine.board().vsock_path().map(Into::into),
             networks: self.network_status(),
         }
     }
 
     fn network_status(&self) -> Vec<NetworkStatus> {
-        let networks = self.machine.board().virtio().networks().into_iter();
+        let networks = self.kernels.awake().board().virtio().networks().into_iter();
         let status = |(id, tap, mac): (&str, &TapName, Mac)| NetworkStatus {
             id: id.to_owned(),
             tap: tap.place(),
@@ -226,7 +281,7 @@ impl Monitor {
     }
 
     fn balloon_status(&self) -> Option<BalloonStatus> {
-        let (target_bytes, actual_bytes) = self.machine.board().virtio().balloon_sizes()?;
+        let (target_bytes, actual_bytes) = self.kernels.awake().board().virtio().balloon_sizes()?;
         Some(BalloonStatus { target_bytes, actual_bytes })
     }
 
@@ -246,6 +301,16 @@ fn wait_for(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+fn newcomer(boot: BootRequest) -> Newcomer {
+    let BootRequest { kernel, initrd, cmdline, memory_bytes, name, share_disks } = boot;
+    let source = BootSource { kernel, initrd, cmdline, protocol: ProtocolChoice::Auto };
+    Newcomer { name, source, memory: memory_bytes, vcpus: None, share_disks }
+}
+
+fn conflict(error: &SwitchError) -> ApiError {
+    ApiError::conflict(complaint::one_line(error))
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -8,7 +8,7 @@ use crate::layout::{PAGE_SIZE, ram_ranges};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -59,11 +59,11 @@ pub struct FileRange {
     pub offset: u64,
 }
 
-/// A guest's RAM.
-#[derive(Debug)]
+/// A guest's RAM. A clone is the same RAM.
+#[derive(Clone, Debug)]
 pub struct GuestRam {
     memory: GuestMemoryMmap,
-    mapped: Option<OwnMemory>,
+    mapped: Option<Arc<OwnMemory>>,
 }
 
 /// How RAM that is a snapshot's private mapping is read: by system calls. Whoever can write to the snapshot can shorten
@@ -119,7 +119,7 @@ impl GuestRam {
         let file = Arc::new(file);
         let regions =
             ranges.iter().map(|range| map(&file, *range, libc::MAP_PRIVATE)).collect::<Result<_, _>>()?;
-        Ok(Self { memory: collect(regions)?, mapped: Some(OwnMemory::open()?) })
+        Ok(Self { memory: collect(regions)?, mapped: Some(Arc::new(OwnMemory::open()?)) })
     }
 
     /// The mapped memory.
@@ -135,6 +135,19 @@ impl GuestRam {
     /// A way to write guest memory for those who don't own it.
     pub fn writer(&self) -> RamWriter {
         RamWriter { memory: self.memory.clone(), mem: self.mapped.as_ref().map(|own| own.mem.clone()) }
+    }
+
+    /// Bytes of the host's memory that this RAM takes for itself: what a snapshot's mapping shares with the file is not
+    /// counted. Zero where the host won't say.
+    pub fn resident_bytes(&self) -> u64 {
+        let taken = |region: &GuestRegionMmap| match (&self.mapped, region.file_offset()) {
+            (Some(own), _) => {
+                own.pages_of_its_own(region.as_ptr() as u64, region.len()).unwrap_or(0) * PAGE_SIZE
+            }
+            (None, Some(file)) if file.start() == 0 => file.file().metadata().map_or(0, |m| m.blocks() * 512),
+            _ => 0,
+        };
+        self.memory.iter().map(taken).sum()
     }
 
     /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
@@ -174,6 +187,21 @@ impl OwnMemory {
         let mut entries = vec![0u8; (len / PAGE_SIZE * 8) as usize];
         self.pagemap.read_exact_at(&mut entries, host / PAGE_SIZE * 8)?;
         Ok(entries.chunks_exact(8).any(|entry| entry[7] & 0b1100_0000 != 0))
+    }
+
+    /// How many pages of the range are the process's own, and no file's (bit 61), be they present or swapped out.
+    fn pages_of_its_own(&self, host: u64, len: u64) -> io::Result<u64> {
+        let mut pages = 0;
+        let mut entries = vec![0u8; 64 << 10];
+        let (mut at, end) = (host / PAGE_SIZE * 8, (host + len) / PAGE_SIZE * 8);
+        while at < end {
+            let part = &mut entries[..(end - at).min(64 << 10) as usize];
+            self.pagemap.read_exact_at(part, at)?;
+            let own = |entry: &&[u8]| entry[7] & 0b1100_0000 != 0 && entry[7] & 0b0010_0000 == 0;
+            pages += part.chunks_exact(8).filter(own).count() as u64;
+            at += part.len() as u64;
+        }
+        Ok(pages)
     }
 
     fn read(&self, host: u64, buf: &mut [u8]) -> io::Result<()> {

@@ -70,11 +70,25 @@ pub enum StartError {
 /// Files that can't be booted, or a host that can't run them.
 pub fn boot(
     kvm: &Kvm,
-    mut shape: Shape,
+    shape: Shape,
     devices: Vec<SlotState>,
     source: &BootSource,
     ends: HostEnds,
 ) -> Result<Machine, StartError> {
+    let (state, ram) = prepare(kvm, shape, devices, source)?;
+    Ok(Machine::from_state(kvm, &state, ram, TimePolicy::Freeze, ends)?)
+}
+
+/// The same, up to where the host's ends are needed: the state and the RAM of a machine that is about to enter its kernel.
+///
+/// # Errors
+/// As [`boot()`].
+pub fn prepare(
+    kvm: &Kvm,
+    mut shape: Shape,
+    devices: Vec<SlotState>,
+    source: &BootSource,
+) -> Result<(MachineState, GuestRam), StartError> {
     config::check_host_memory(shape.memory)?;
     let ram = GuestRam::new(shape.memory)?;
     let boot = boot::load(ram.memory(), source, shape.memory, &acpi::tables(shape.vcpus, devices.len()))?;
@@ -84,7 +98,7 @@ pub fn boot(
     state.board.virtio = devices;
     state.vcpus.iter_mut().for_each(as_firmware_leaves_it);
     enter(&mut state.vcpus[0], &boot.entry);
-    Ok(Machine::from_state(kvm, &state, ram, TimePolicy::Freeze, ends)?)
+    Ok((state, ram))
 }
 
 /// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, with some of the host's ends replaced. Before the guest runs it
@@ -109,7 +123,7 @@ pub fn restore(
     Ok(machine)
 }
 
-fn generation() -> Result<Generation, StartError> {
+pub(crate) fn generation() -> Result<Generation, StartError> {
     let mut id = [0; GENERATION_LEN];
     // So few bytes come whole or not at all (getrandom(2)).
     getrandom(&mut id, GetRandomFlags::empty()).map_err(|error| StartError::Random(error.into()))?;

@@ -39,6 +39,37 @@ pub struct SlotState {
     pub device: DeviceState,
 }
 
+impl SlotState {
+    /// The same device after reset: what its driver and its guest made of it is gone, what its owner made it stays.
+    pub fn after_reset(&self) -> Self {
+        let device = match &self.device {
+            DeviceState::Rng(_) => DeviceState::Rng(MmioState::default()),
+            DeviceState::Balloon(_) => DeviceState::Balloon(MmioState::default()),
+            DeviceState::Console(_) => DeviceState::Console(MmioState::default()),
+            DeviceState::Vsock { path, state } => {
+                DeviceState::Vsock { path: path.clone(), state: fresh(VsockState::new(state.device.cid)) }
+            }
+            DeviceState::Blk(state) => {
+                DeviceState::Blk(fresh(BlkState { unfinished: Vec::new(), ..state.device.clone() }))
+            }
+            DeviceState::Net { tap, state } => {
+                let device = NetState { announce: false, offloads: None, ..state.device.clone() };
+                DeviceState::Net { tap: tap.clone(), state: fresh(device) }
+            }
+        };
+        Self { id: self.id.clone(), device }
+    }
+
+    /// Whether it is a disk.
+    pub fn is_disk(&self) -> bool {
+        matches!(self.device, DeviceState::Blk(_))
+    }
+}
+
+fn fresh<S>(device: S) -> MmioState<S> {
+    MmioState { registers: None, device }
+}
+
 /// The state of a device of any kind, with what it has of the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum DeviceState {

@@ -128,10 +128,26 @@ fn all() -> Vec<(String, Story)> {
             }),
         );
     }
+    for (name, files) in [("switch", false), ("switch-files", true)] {
+        stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
+    }
     for name in ["counter", "registers", "timer", "dirty", "smp"] {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
     stories
+}
+
+/// Ten switches between three stock kernels.
+fn take_turns(files: Option<&Path>) -> Result<()> {
+    let guests =
+        [("6.1", "beat-6.1 "), ("6.12", "beat-6.12 "), ("7.2", "beat-7.2 ")].map(|(version, pulse)| {
+            let run = format!("{}{pulse}{}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
+            Guest::linux(version, &run).pulse(pulse)
+        });
+    for turn in stories::take_turns(&guests, 10, files)? {
+        println!("switch to {}: {:.1} ms, of them {:.1} ms to a file", turn.to, turn.pause_ms, turn.saved_ms);
+    }
+    Ok(())
 }
 
 /// A kernel that finds no init panics before any module is loaded.

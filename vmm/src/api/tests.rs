@@ -69,6 +69,46 @@ fn summary() -> SnapshotSummary {
     }
 }
 
+fn boot() -> BootRequest {
+    BootRequest {
+        kernel: "/boot/b".into(),
+        initrd: Some("/boot/initrd".into()),
+        cmdline: "quiet".into(),
+        memory_bytes: Some(1 << 28),
+        name: Some("b".into()),
+        share_disks: true,
+    }
+}
+
+fn switch_to(boot: BootRequest) -> SwitchRequest {
+    SwitchRequest { boot: Some(boot), ..SwitchRequest::default() }
+}
+
+fn switch_back() -> SwitchRequest {
+    SwitchRequest {
+        to: Some("a".into()),
+        boot: None,
+        keep_in: Some("/tmp/b.snap".into()),
+        time: SleptTime::Freeze,
+    }
+}
+
+fn switched() -> SwitchSummary {
+    SwitchSummary { from: "a".into(), to: "b".into(), pause_ms: 12.25, saved_ms: 0.0 }
+}
+
+fn kernel() -> KernelStatus {
+    KernelStatus {
+        name: "a".into(),
+        version: Some("6.1.0-9 (someone) #1".into()),
+        asleep: true,
+        memory_bytes: 1 << 28,
+        resident_bytes: 1 << 20,
+        asleep_seconds: 1.5,
+        kept_in: Some("/tmp/a.snap".into()),
+    }
+}
+
 fn snapshot(path: &str, then: Option<Then>) -> Command {
     Command::Snapshot(SnapshotRequest { path: path.into(), then, with_disks: false, digest_disks: false })
 }
@@ -93,6 +133,14 @@ fn the_document_has_the_types_fields_and_no_others() {
     assert_eq!(properties("SnapshotRequest"), fields(&request));
     assert_eq!(properties("Balloon"), fields(&balloon()));
     assert_eq!(properties("BalloonRequest"), fields(&BalloonRequest { target_bytes: 0 }));
+    let switch = SwitchRequest { boot: Some(boot()), ..switch_back() };
+    assert_eq!(properties("SwitchRequest"), fields(&switch));
+    assert_eq!(properties("BootRequest"), fields(&boot()));
+    assert_eq!(properties("ForgetRequest"), fields(&ForgetRequest { name: String::new() }));
+    assert_eq!(properties("StopRequest"), fields(&StopRequest::default()));
+    assert_eq!(properties("SwitchSummary"), fields(&switched()));
+    assert_eq!(properties("KernelList"), fields(&KernelList { kernels: vec![kernel()] }));
+    assert_eq!(properties("Kernel"), fields(&kernel()));
     assert_eq!(properties("Error"), fields(&ErrorBody { error: String::new() }));
 }
 
@@ -108,10 +156,39 @@ fn a_command_survives_the_way_through_http() {
     let snapshots = [None, Some(Then::Resume), Some(Then::Pause), Some(Then::Stop)]
         .map(|then| snapshot("/tmp/a b.snap", then));
     let balloon = Command::Balloon(BalloonRequest { target_bytes: 1 << 20 });
-    let others = [Command::Status, Command::Pause, Command::Resume, Command::Stop, balloon];
-    for wanted in snapshots.into_iter().chain(others) {
+    let others = [Command::Status, Command::Pause, Command::Resume, Command::Kernels, balloon];
+    let stops = [false, true].map(|all| Command::Stop(StopRequest { all }));
+    let forget = Command::Forget(ForgetRequest { name: "old".into() });
+    let switches = [switch_back(), switch_to(boot())].map(Command::Switch);
+    for wanted in snapshots.into_iter().chain(others).chain(stops).chain([forget]).chain(switches) {
         let (method, path, body) = request(&wanted).unwrap();
         assert_eq!(command(method, path, &body), Ok(wanted));
+    }
+}
+
+#[test]
+fn a_stop_without_a_body_ends_one_kernel() {
+    let stop = Command::Stop(StopRequest { all: false });
+    assert_eq!(command("PUT", "/api/v1/vm.stop", b""), Ok(stop));
+}
+
+#[test]
+fn a_switch_is_to_one_kernel_whose_files_are_absolute() {
+    let refused = |request: &SwitchRequest| {
+        let body = serde_json::to_vec(request).unwrap();
+        command("PUT", "/api/v1/vm.switch", &body).unwrap_err()
+    };
+    let both = SwitchRequest { boot: Some(boot()), ..switch_back() };
+    for request in [both, SwitchRequest::default()] {
+        assert_eq!(refused(&request), ApiError::bad_request("expected one of `to` and `boot`"));
+    }
+    let relative = [
+        switch_to(BootRequest { kernel: "b".into(), ..boot() }),
+        switch_to(BootRequest { initrd: Some("b".into()), ..boot() }),
+        SwitchRequest { keep_in: Some("b".into()), ..switch_back() },
+    ];
+    for request in relative {
+        assert_eq!(refused(&request), ApiError::bad_request("path must be absolute: b"));
     }
 }
 
@@ -128,7 +205,8 @@ fn what_fits_no_route_is_refused_with_the_right_status() {
     assert_eq!(refused("GET", "/api/v1/vm.info?x", ""), 404);
     assert_eq!(refused("PUT", "/api/v1/vm.info", ""), 405);
     assert_eq!(refused("GET", "/api/v1/vm.stop", ""), 405);
-    assert_eq!(refused("PUT", "/api/v1/vm.stop", "{}"), 400);
+    assert_eq!(refused("PUT", "/api/v1/vm.pause", "{}"), 400);
+    assert_eq!(refused("PUT", "/api/v1/vm.stop", r#"{"every":1}"#), 400);
     for body in ["", "x", "{}", "[]", r#"{"path":""}"#, r#"{"path":"a"}"#, r#"{"path":1}"#] {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
     }
@@ -144,4 +222,12 @@ fn answers_are_json() {
     assert_eq!((code, serde_json::from_slice::<Status>(&body).unwrap()), (200, status()));
     let (code, body) = response(&Err(ApiError::conflict("it is \"paused\"")));
     assert_eq!((code, body.as_slice()), (409, &br#"{"error":"it is \"paused\""}"#[..]));
+}
+
+#[test]
+fn a_switch_and_a_list_of_kernels_are_told_in_lines() {
+    assert_eq!(switched().to_string(), "a sleeps, b runs after 12.2 ms");
+    let list = KernelList { kernels: vec![KernelStatus { asleep: false, ..kernel() }, kernel()] };
+    let text = "a: 6.1.0-9, 1.0 MiB of 256.0 MiB held, awake\na: 6.1.0-9, 1.0 MiB of 256.0 MiB held, asleep for 1.5 s in /tmp/a.snap";
+    assert_eq!(list.to_string(), text);
 }

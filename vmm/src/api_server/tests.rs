@@ -1,7 +1,7 @@
 //! The server and the client against each other, with a loop that stands for the machine's.
 
 use super::*;
-use crate::api::{RunState, SnapshotSummary, Status, Then};
+use crate::api::{KernelList, RunState, SnapshotSummary, Status, StopRequest, Then};
 use crate::client::{self, ClientError};
 use crate::disk::DiskCare;
 use std::io::{Read, Write};
@@ -49,7 +49,7 @@ fn play_machine(served: Served) {
     loop {
         served.wake.read().unwrap();
         for call in served.calls.try_iter() {
-            let stop = call.command == Command::Stop;
+            let stop = matches!(call.command, Command::Stop(_));
             let _ = call.reply.send(act(&mut state, call.command));
             if stop {
                 return;
@@ -63,7 +63,8 @@ fn act(state: &mut RunState, command: Command) -> Result<Reply, ApiError> {
         Command::Status => return Ok(Reply::Status(status(*state))),
         Command::Pause => *state = RunState::Paused,
         Command::Resume => *state = RunState::Running,
-        Command::Stop | Command::Balloon(_) => {}
+        Command::Kernels => return Ok(Reply::Kernels(KernelList { kernels: Vec::new() })),
+        Command::Stop(_) | Command::Balloon(_) | Command::Switch(_) | Command::Forget(_) => {}
         Command::Snapshot(request) if request.path.ends_with("full") => {
             return Err(ApiError::failed("no space left"));
         }
@@ -88,7 +89,7 @@ fn with_machine(test: impl FnOnce(&Path)) {
     let socket = served.socket.clone();
     let machine = std::thread::spawn(|| play_machine(served));
     test(&socket);
-    assert_eq!(client::call(&socket, &Command::Stop).unwrap(), Reply::Done);
+    assert_eq!(client::call(&socket, &Command::Stop(StopRequest::default())).unwrap(), Reply::Done);
     machine.join().unwrap();
     assert!(!socket.exists());
     assert!(matches!(client::call(&socket, &Command::Status), Err(ClientError::NoSocket(_))));

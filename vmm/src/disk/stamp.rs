@@ -76,7 +76,7 @@ pub(super) fn modified_ns(about: &Metadata) -> i128 {
 ///
 /// # Errors
 /// The file's time can't be read.
-pub(super) fn let_the_clock_tick(file: &File) -> io::Result<()> {
+pub(crate) fn let_the_clock_tick(file: &File) -> io::Result<()> {
     let written = modified_ns(&file.metadata()?);
     for _ in 0..100 {
         let now = clock_gettime(ClockId::RealtimeCoarse);

@@ -1,0 +1,77 @@
+//! Why a switch did not happen.
+//!
+//! In: what failed. Out: one line that says so. Holds: a kernel is named as its user named it.
+
+use crate::disk::DisksError;
+use crate::kvm::Ioctl;
+use crate::load::LoadError;
+use crate::restore::RestoreError;
+use crate::save::SaveError;
+use crate::start::StartError;
+use std::io;
+
+/// Why no other kernel is awake. The one that was goes on, unless the error says that it can't.
+#[derive(Debug, thiserror::Error)]
+pub enum SwitchError {
+    /// A name that is in use, or none.
+    #[error("kernel name `{0}`: expected a printable name that no other kernel here has")]
+    BadName(String),
+    /// Nobody sleeps under this name.
+    #[error("no kernel `{name}` sleeps here: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// The guest has asked for its end.
+    #[error("the VM is ending")]
+    Ending,
+    /// The state of the one that is awake can't be read.
+    #[error(transparent)]
+    Capture(#[from] Ioctl),
+    /// The one that is awake can't be written to a file.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// The disks of the one that is awake can't be synced.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
+    /// A kernel that can't be booted.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A sleeper's file.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A state that this host would not take.
+    #[error("kernel `{name}` cannot wake up")]
+    Wake {
+        /// Which.
+        name: String,
+        /// Why.
+        source: RestoreError,
+    },
+    /// A disk that a sleeper would find changed.
+    #[error("kernel `{name}` cannot wake up: its disk `{disk}` was written while it slept")]
+    Stale {
+        /// Which.
+        name: String,
+        /// The disk's id.
+        disk: String,
+    },
+    /// A disk's stamp can't be read.
+    #[error("disk `{disk}`: cannot see whether it was written")]
+    Stamp {
+        /// Which.
+        disk: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Neither the new nor the old kernel can run.
+    #[error("{first}; and the kernel that was awake cannot go on: {second}")]
+    Both {
+        /// Why the new one can't.
+        first: String,
+        /// Why the old one can't.
+        second: String,
+    },
+}

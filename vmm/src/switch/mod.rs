@@ -1,0 +1,292 @@
+//! Kernels that take turns on one machine's devices: one is awake, any number sleep.
+//!
+//! In: a kernel to boot, or the name of one that sleeps. Out: it is awake, and the one that was is asleep, in memory or in a
+//! file. Holds: falling asleep is a capture and waking up is a restore, the same two functions as for a file; what can't wake
+//! up stays asleep, and then the one that was awake goes on.
+//!
+//! ```text
+//!  awake ── capture ──► state + RAM ──► asleep        one VM at a time has the host's ends: tap, sockets, console.
+//!  asleep ─ state + RAM ── from_state ──► awake       A sleeper keeps its RAM where it is, and its disks open and locked.
+//! ```
+
+mod error;
+mod sleeper;
+
+pub use error::SwitchError;
+use sleeper::{Place, Ready, Sleeper};
+
+use crate::boot::BootSource;
+use crate::capture::MachineState;
+use crate::clock::TimePolicy;
+use crate::config::{Shape, parse_name};
+use crate::disk::DiskCare;
+use crate::load;
+use crate::machine::Machine;
+use crate::restore::HostEnds;
+use crate::start;
+use crate::virtio::SlotState;
+use kvm_ioctls::Kvm;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A kernel that is to be booted.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// What it will be called; after its version if nothing is said.
+    pub name: Option<String>,
+    /// What is booted.
+    pub source: BootSource,
+    /// Bytes of RAM; as many as the awake one has if nothing is said.
+    pub memory: Option<u64>,
+    /// vCPUs; as many as the awake one has if nothing is said.
+    pub vcpus: Option<u32>,
+    /// Whether it gets the writable disks too.
+    pub share_disks: bool,
+}
+
+/// Who is to be awake next.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// A kernel that is booted.
+    Boot(Newcomer),
+    /// One that sleeps, with so much of the time it slept as the policy says.
+    Wake(String, TimePolicy),
+}
+
+/// What a switch took.
+#[derive(Clone, Debug)]
+pub struct Switched {
+    /// Who was awake.
+    pub from: String,
+    /// Who is.
+    pub to: String,
+    /// From when the old kernel stood still until the new one runs.
+    pub pause: Duration,
+    /// Of that, writing the old one to its file.
+    pub saved: Duration,
+}
+
+/// A kernel, for a list.
+#[derive(Clone, Debug)]
+pub struct KernelInfo {
+    /// What it is called.
+    pub name: String,
+    /// What it is.
+    pub shape: Shape,
+    /// How long it has been asleep; none for the one that is awake.
+    pub asleep: Option<Duration>,
+    /// The file it sleeps in; none for one in memory.
+    pub file: Option<PathBuf>,
+    /// Bytes of the host's memory that its RAM takes.
+    pub resident: u64,
+}
+
+/// The kernel that is awake.
+struct Awake {
+    name: String,
+    source: PathBuf,
+    machine: Machine,
+}
+
+/// What [`Kernels`] holds at every time that it can be asked.
+const SOMEBODY: &str = "a kernel is awake";
+
+/// Makes the host's ends that every kernel has in turn.
+pub type Ends = Box<dyn Fn() -> HostEnds>;
+
+/// The kernels of this process.
+pub struct Kernels {
+    kvm: Kvm,
+    ends: Ends,
+    /// None only while one takes the place of another.
+    awake: Option<Awake>,
+    asleep: Vec<Sleeper>,
+}
+
+impl Kernels {
+    /// One kernel, awake.
+    pub fn new(kvm: Kvm, machine: Machine, source: PathBuf, ends: Ends) -> Self {
+        let name = machine.shape().name.clone();
+        Self { kvm, ends, awake: Some(Awake { name, source, machine }), asleep: Vec::new() }
+    }
+
+    /// The machine of the one that is awake.
+    ///
+    /// # Panics
+    /// After [`SwitchError::Both`], when there is nothing left but to end.
+    pub fn machine(&mut self) -> &mut Machine {
+        &mut self.awake.as_mut().expect(SOMEBODY).machine
+    }
+
+    /// The same, to look at.
+    ///
+    /// # Panics
+    /// As [`Kernels::machine`].
+    pub fn awake(&self) -> &Machine {
+        &self.awake.as_ref().expect(SOMEBODY).machine
+    }
+
+    /// The name and the origin of the one that is awake.
+    ///
+    /// # Panics
+    /// As [`Kernels::machine`].
+    pub fn origin(&self) -> (&str, &PathBuf) {
+        let awake = self.awake.as_ref().expect(SOMEBODY);
+        (&awake.name, &awake.source)
+    }
+
+    /// Who fell asleep last.
+    pub fn last_asleep(&self) -> Option<String> {
+        self.asleep.last().map(|sleeper| sleeper.name.clone())
+    }
+
+    /// All of them, the one that is awake first.
+    pub fn list(&self) -> Vec<KernelInfo> {
+        let awake = self.awake.iter().map(|awake| KernelInfo {
+            name: awake.name.clone(),
+            shape: awake.machine.shape().clone(),
+            asleep: None,
+            file: None,
+            resident: awake.machine.ram().resident_bytes(),
+        });
+        awake.chain(self.asleep.iter().map(Sleeper::info)).collect()
+    }
+
+    /// Drops one that sleeps; a file that it slept in stays.
+    ///
+    /// # Errors
+    /// Nobody sleeps under this name.
+    pub fn forget(&mut self, name: &str) -> Result<(), SwitchError> {
+        let index = self.find(name)?;
+        self.asleep.remove(index);
+        Ok(())
+    }
+
+    /// Puts the awake kernel to sleep, in `file` if there is one, and has the other run.
+    ///
+    /// # Errors
+    /// See [`SwitchError`].
+    pub fn switch(&mut self, next: &Next, file: Option<PathBuf>) -> Result<Switched, SwitchError> {
+        let ready = self.prepare(next)?;
+        let shared = matches!(next, Next::Boot(newcomer) if newcomer.share_disks);
+        let started = Instant::now();
+        let asleep = self.fall_asleep(file)?;
+        let saved = if matches!(asleep.place, Place::File(_)) { started.elapsed() } else { Duration::ZERO };
+        let switched =
+            Switched { from: asleep.name.clone(), to: ready.name.clone(), pause: Duration::ZERO, saved };
+        self.hand_over(ready, asleep, shared)?;
+        Ok(Switched { pause: started.elapsed(), ..switched })
+    }
+
+    /// Has the one that fell asleep last run in place of one that has ended.
+    ///
+    /// # Errors
+    /// It can't wake up; then nobody is awake.
+    pub fn replace_ended(&mut self) -> Result<String, SwitchError> {
+        let name = self.last_asleep().ok_or(SwitchError::Ending)?;
+        let ready = self.prepare(&Next::Wake(name.clone(), TimePolicy::Advance))?;
+        self.awake = None;
+        self.run(ready)?;
+        self.asleep.retain(|sleeper| sleeper.name != name);
+        Ok(name)
+    }
+
+    /// All that can be refused while the awake kernel still runs.
+    fn prepare(&self, next: &Next) -> Result<Ready, SwitchError> {
+        match next {
+            Next::Boot(newcomer) => self.prepare_boot(newcomer),
+            Next::Wake(name, time) => self.asleep[self.find(name)?].ready(*time),
+        }
+    }
+
+    fn prepare_boot(&self, newcomer: &Newcomer) -> Result<Ready, SwitchError> {
+        let machine = self.awake();
+        let disks: Vec<_> = machine
+            .disks
+            .iter()
+            .filter(|disk| newcomer.share_disks || disk.file.read_only)
+            .cloned()
+            .collect();
+        let has_disk = |slot: &SlotState| !slot.is_disk() || disks.iter().any(|disk| disk.id == slot.id);
+        let devices: Vec<_> = machine.board().virtio().save();
+        let devices = devices.iter().map(SlotState::after_reset).filter(has_disk);
+        let shape = Shape {
+            name: machine.shape().name.clone(),
+            vcpus: newcomer.vcpus.unwrap_or(machine.shape().vcpus),
+            memory: newcomer.memory.unwrap_or(machine.shape().memory),
+            kernel: Default::default(),
+        };
+        let (state, ram) = start::prepare(&self.kvm, shape, devices.collect(), &newcomer.source)?;
+        let name = self.name_for(newcomer, &state)?;
+        let source = newcomer.source.kernel.clone();
+        Ok(Ready { name, source, state, ram, time: TimePolicy::Freeze, disks, generation: None })
+    }
+
+    fn name_for(&self, newcomer: &Newcomer, state: &MachineState) -> Result<String, SwitchError> {
+        let taken =
+            |name: &str| self.origin().0 == name || self.asleep.iter().any(|sleeper| sleeper.name == name);
+        if let Some(name) = &newcomer.name {
+            let good = parse_name(name).is_ok() && !taken(name);
+            return if good { Ok(name.clone()) } else { Err(SwitchError::BadName(name.clone())) };
+        }
+        let version = state.shape.kernel.version.as_deref().and_then(|text| text.split(' ').next());
+        let base = version.unwrap_or("kernel").chars().take(48).collect::<String>();
+        let numbered = (2..).map(|number| format!("{base}-{number}"));
+        let free = std::iter::once(base.clone()).chain(numbered).find(|name| !taken(name));
+        Ok(free.unwrap_or(base))
+    }
+
+    fn find(&self, name: &str) -> Result<usize, SwitchError> {
+        self.asleep.iter().position(|sleeper| sleeper.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.asleep.iter().map(|sleeper| sleeper.name.as_str()).collect();
+            let known = if names.is_empty() { "none does".to_owned() } else { names.join(", ") };
+            SwitchError::Unknown { name: name.to_owned(), known }
+        })
+    }
+
+    /// Takes the awake kernel off its VM. If its state can't be read or written it stays awake.
+    fn fall_asleep(&mut self, file: Option<PathBuf>) -> Result<Sleeper, SwitchError> {
+        let awake = self.awake.as_mut().ok_or(SwitchError::Ending)?;
+        let paused = awake.machine.pause();
+        if paused.has_ended() {
+            return Err(SwitchError::Ending);
+        }
+        let state = paused.capture()?;
+        let kept = file.map(|path| -> Result<_, SwitchError> {
+            paused.save(&path, DiskCare::default(), &mut |_, _| {})?;
+            Ok(Box::new(load::open(&path)?))
+        });
+        let kept = kept.transpose()?;
+        paused.keep();
+        let Awake { name, source, machine } = self.awake.take().ok_or(SwitchError::Ending)?;
+        let (ram, disks) = machine.dismantle();
+        let place = kept.map_or(Place::Memory(ram), Place::File);
+        Ok(Sleeper { name, source, state, place, disks, stamps: Vec::new(), since: Instant::now() })
+    }
+
+    fn hand_over(&mut self, ready: Ready, mut asleep: Sleeper, shared: bool) -> Result<(), SwitchError> {
+        let to = ready.name.clone();
+        let stamped = if shared { asleep.stamp() } else { Ok(()) };
+        if let Err(first) = stamped.and_then(|()| self.run(ready)) {
+            let back = asleep.ready(TimePolicy::Freeze).and_then(|ready| self.run(ready));
+            let both = |second: SwitchError| SwitchError::Both {
+                first: first.to_string(),
+                second: second.to_string(),
+            };
+            return back.map_err(both).and(Err(first));
+        }
+        self.asleep.retain(|sleeper| sleeper.name != to);
+        self.asleep.push(asleep);
+        Ok(())
+    }
+
+    fn run(&mut self, ready: Ready) -> Result<(), SwitchError> {
+        let ends = HostEnds { disks: ready.disks, ..(self.ends)() };
+        let mut machine = Machine::from_state(&self.kvm, &ready.state, ready.ram, ready.time, ends)
+            .map_err(|source| SwitchError::Wake { name: ready.name.clone(), source })?;
+        machine.generation = ready.generation;
+        machine.resume();
+        self.awake = Some(Awake { name: ready.name, source: ready.source, machine });
+        Ok(())
+    }
+}

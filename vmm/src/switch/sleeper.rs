@@ -1,0 +1,104 @@
+//! A kernel that sleeps.
+//!
+//! In: what is left of a machine that was taken apart. Out: all it takes to make it again. Holds: one whose disk another wrote to
+//! does not wake up.
+
+use super::{KernelInfo, SwitchError};
+use crate::capture::MachineState;
+use crate::clock::TimePolicy;
+use crate::disk::{self, Disk, Stamp};
+use crate::load;
+use crate::ram::GuestRam;
+use crate::start;
+use devices::Generation;
+use snapshot::Snapshot;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What is left of a kernel that sleeps: all of it.
+pub(super) struct Sleeper {
+    pub(super) name: String,
+    pub(super) source: PathBuf,
+    pub(super) state: MachineState,
+    pub(super) place: Place,
+    pub(super) disks: Vec<Disk>,
+    /// What its writable disks looked like, if another may write to them.
+    pub(super) stamps: Vec<(String, Option<Stamp>)>,
+    pub(super) since: Instant,
+}
+
+/// Where a sleeper's RAM is.
+pub(super) enum Place {
+    Memory(GuestRam),
+    /// Held open: whoever removes or replaces it by name takes nothing from the sleeper.
+    File(Box<Snapshot>),
+}
+
+/// All a kernel needs to run, but the host's ends.
+pub(super) struct Ready {
+    pub(super) name: String,
+    pub(super) source: PathBuf,
+    pub(super) state: MachineState,
+    pub(super) ram: GuestRam,
+    pub(super) time: TimePolicy,
+    pub(super) disks: Vec<Disk>,
+    /// The id by which it learns that it may have twins: what slept in a file may have been restored from it elsewhere.
+    pub(super) generation: Option<Generation>,
+}
+
+impl Sleeper {
+    /// All it needs to run, if its disks are as they were.
+    pub(super) fn ready(&self, time: TimePolicy) -> Result<Ready, SwitchError> {
+        self.check_disks()?;
+        let (ram, generation) = match &self.place {
+            Place::Memory(ram) => (ram.clone(), None),
+            Place::File(snapshot) => (load::ram(snapshot)?, Some(start::generation()?)),
+        };
+        let (name, source, disks) = (self.name.clone(), self.source.clone(), self.disks.clone());
+        Ok(Ready { name, source, state: self.state.clone(), ram, time, disks, generation })
+    }
+
+    /// Notes what its writable disks look like, since another may write to them now.
+    pub(super) fn stamp(&mut self) -> Result<(), SwitchError> {
+        let writable = self.disks.iter().filter(|disk| !disk.file.read_only);
+        let stamped = writable.map(|disk| settled(disk).map(|stamp| (disk.id.clone(), stamp)));
+        self.stamps = stamped.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn check_disks(&self) -> Result<(), SwitchError> {
+        for (id, then) in &self.stamps {
+            let Some(disk) = self.disks.iter().find(|disk| disk.id == *id) else { continue };
+            if then.is_none() || stamp(disk)? != *then {
+                return Err(SwitchError::Stale { name: self.name.clone(), disk: id.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// For a list.
+    pub(super) fn info(&self) -> KernelInfo {
+        let (file, resident) = match &self.place {
+            Place::Memory(ram) => (None, ram.resident_bytes()),
+            Place::File(snapshot) => (Some(snapshot.path().to_owned()), 0),
+        };
+        let (name, shape) = (self.name.clone(), self.state.shape.clone());
+        KernelInfo { name, shape, asleep: Some(self.since.elapsed()), file, resident }
+    }
+}
+
+/// A stamp that no later write can have.
+fn settled(disk: &Disk) -> Result<Option<Stamp>, SwitchError> {
+    let stamp = stamp(disk)?;
+    let unseen = |source| SwitchError::Stamp { disk: disk.id.clone(), source };
+    disk::let_the_clock_tick(&disk.file.file).map_err(unseen)?;
+    Ok(stamp)
+}
+
+fn stamp(disk: &Disk) -> Result<Option<Stamp>, SwitchError> {
+    disk.file
+        .file
+        .sync_data()
+        .and_then(|()| Stamp::of(&disk.file))
+        .map_err(|source| SwitchError::Stamp { disk: disk.id.clone(), source })
+}
