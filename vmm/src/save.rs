@@ -93,7 +93,7 @@ impl PausedMachine<'_> {
         let replaced = records_at(path).unwrap_or_default();
         let summary = snapshot::write(path, &contents, progress)?;
         kept.claim();
-        disk::remove_kept(&replaced, path);
+        disk::remove_kept(&replaced, &records, path);
         Ok(summary)
     }
 }

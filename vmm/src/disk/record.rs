@@ -146,10 +146,15 @@ fn record_one(
     Ok(DiskRecord { id: id.clone(), path, size, read_only, stamp, digest, kept })
 }
 
-/// Removes the disks that were kept with a snapshot which another has replaced.
-pub(crate) fn remove_kept(records: &[DiskRecord], snapshot: &Path) {
-    for kept in records.iter().filter_map(|record| record.kept.as_ref()) {
-        let _ = fs::remove_file(keep::directory(snapshot).join(&kept.file));
+/// Removes the disks that were kept with a snapshot which another has replaced, but for those that the other goes on with: a
+/// read-only disk is used where it is kept.
+pub(crate) fn remove_kept(replaced: &[DiskRecord], by: &[DiskRecord], snapshot: &Path) {
+    let in_use = |path: &Path| by.iter().any(|record| record.path.as_deref() == Some(path));
+    for kept in replaced.iter().filter_map(|record| record.kept.as_ref()) {
+        let path = keep::directory(snapshot).join(&kept.file);
+        if !in_use(&path) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

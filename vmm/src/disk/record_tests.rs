@@ -76,6 +76,26 @@ fn an_unchanged_disk_is_taken_and_a_moved_one_too() {
     scene.open_at(&records, &["elsewhere"], false).unwrap();
 }
 
+/// A machine that was restored from a snapshot with a kept read-only disk is saved in that snapshot's place, without its disks:
+/// the kept disk was removed, and the new snapshot named it.
+#[test]
+fn a_kept_disk_that_is_in_use_is_not_removed_with_its_snapshot() {
+    let scene = Scene::new();
+    fs::write(scene.path("snap"), b"").unwrap();
+    let generation = GenerationId::random().unwrap();
+    let file = DiskFile::open(&scene.path("disk"), true).unwrap();
+    let disk = Disk { id: "data".to_owned(), file, engine: EngineChoice::Auto };
+    let (replaced, kept) = record(&[disk], KEEP, &scene.path("snap"), &generation).unwrap();
+    kept.claim();
+
+    let in_use = scene.open(&replaced).unwrap();
+    let (by, _) = record(&[in_use], DiskCare::default(), &scene.path("snap"), &generation).unwrap();
+    remove_kept(&replaced, &by, &scene.path("snap"));
+    assert_eq!(text(&scene.open(&by).unwrap()), *b"old");
+    remove_kept(&replaced, &[], &scene.path("snap"));
+    assert!(scene.open(&by).is_err());
+}
+
 /// As soon after the record as can be: the same bytes, so that only the stamp can tell.
 #[test]
 fn a_write_is_noticed_however_soon_it_comes() {
