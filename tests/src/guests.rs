@@ -89,6 +89,11 @@ impl Guest {
         self
     }
 
+    /// The file that it is booted from.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
     /// With these words on its command line as well.
     pub fn cmdline(mut self, words: &str) -> Self {
         self.cmdline = format!("{} {words}", self.cmdline).trim().to_owned();

@@ -9,4 +9,5 @@ pub mod guests;
 pub mod lab;
 pub mod oracle;
 pub mod stories;
+pub mod stub_rate;
 pub mod vm;

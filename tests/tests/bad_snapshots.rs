@@ -293,3 +293,22 @@ fn shown(command: &mut Command) -> Result<String> {
     ensure!(output.status.success() && complaints.is_empty(), "{command:?}: {complaints}");
     Ok(String::from_utf8(output.stdout)?)
 }
+
+/// Our own guests have a build id and no release.
+#[test]
+fn of_another_kernel_than_expected() -> Result<()> {
+    let saved = Saved::counter()?;
+    let path = saved.path.to_str().context("path")?;
+    let json: serde_json::Value = serde_json::from_slice(&vmm(["inspect", "--json", path])?.stdout)?;
+    let id = json["kernel_build_id"].as_str().context("no build id")?;
+    for other in ["6.12", "0123456789abcdef", &id[..7], &id.replace('0', "1").replace('a', "b")] {
+        for way in ["--allow-changed-disks", "--via-stub"] {
+            let command = vmm_with(["restore", path, way, "--expect-kernel", other]);
+            refused_in(saved.dir.path(), command, 1, &[path, id, "expected", other])?;
+        }
+    }
+    let command = vmm_with(["restore", path, "--expect-kernel", "a\nb"]);
+    refused_in(saved.dir.path(), command, 2, &["--expect-kernel"])?;
+    TestVm::restore_with(&saved.path, &["--expect-kernel", &id[..8]])?.wait_for("tick ")?;
+    Ok(())
+}

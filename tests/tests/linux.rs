@@ -40,12 +40,12 @@ fn amd() -> Lab {
 
 #[test]
 fn amd_6_1() -> Result<()> {
-    tell(amd(), &["6.1/restart", "6.1/panic", "6.1/oracle-2", "6.1/typing"])
+    tell(amd(), &["6.1/restart", "6.1/panic", "6.1/oracle-2", "6.1/typing", "6.1/expect-kernel"])
 }
 
 #[test]
 fn amd_6_12() -> Result<()> {
-    tell(amd(), &["6.12/restart", "6.12/reboot", "6.12/exit-port", "6.12/oracle-4"])
+    tell(amd(), &["6.12/restart", "6.12/reboot", "6.12/exit-port", "6.12/oracle-4", "6.12/by-stub"])
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn intel() -> Lab {
 
 #[test]
 fn intel_6_1() -> Result<()> {
-    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2"])
+    tell(intel(), &["bare", "6.1/restart", "6.1/oracle-2", "6.1/by-stub"])
 }
 
 #[test]

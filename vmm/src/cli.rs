@@ -8,6 +8,7 @@ use crate::clock::TimePolicy;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::disk::{DiskPlace, DiskWish};
 use crate::kernel::ProtocolChoice;
+use crate::kernel_id;
 use crate::network::{NetPlace, NetWish};
 use crate::vsock::{self, VsockWish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -136,6 +137,9 @@ pub struct Restore {
     /// Have a small guest program, the restore stub, check all of the snapshot and copy its RAM into place
     #[arg(long)]
     pub via_stub: bool,
+    /// Refuse a snapshot of any other kernel: a release as of `uname -r` or its first parts, or a build id
+    #[arg(long, value_name = "VERSION|BUILD-ID", value_parser = kernel_id::parse)]
+    pub expect_kernel: Option<String>,
     /// Do not let the guest run until `vmm resume`
     #[arg(long, requires = "socket")]
     pub paused: bool,

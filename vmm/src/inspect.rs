@@ -5,6 +5,7 @@
 
 use crate::complaint;
 use crate::disk::DiskRecord;
+use crate::kernel_id::hex;
 use crate::load::{self, LoadError};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -32,7 +33,7 @@ pub struct Description {
     pub kernel_release: Option<String>,
     /// Version text of the guest's kernel.
     pub kernel_version: Option<String>,
-    /// Build id of the guest's kernel, in hexadecimal.
+    /// Build id of the guest's kernel, in hexadecimal: of its file, or as the running kernel has it.
     pub kernel_build_id: Option<String>,
     /// Number of vCPUs.
     pub vcpus: u32,
@@ -101,6 +102,7 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
     let manifest = snapshot.manifest();
     let about = &manifest.about;
     let msrs = &state.vcpus[0].msrs;
+    let kernel = load::kernel_of(&snapshot, &load::ram(&snapshot)?)?;
     Ok(Description {
         format: snapshot::FORMAT_VERSION,
         generation: about.generation,
@@ -110,7 +112,7 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
         name: state.shape.name.clone(),
         kernel_release: about.kernel.release.clone(),
         kernel_version: about.kernel.version.clone(),
-        kernel_build_id: about.kernel.build_id.as_deref().map(hex),
+        kernel_build_id: kernel.build_id.as_deref().map(hex),
         vcpus: manifest.vcpus,
         ram: ram(&snapshot),
         devices: about.devices.clone(),
@@ -209,10 +211,6 @@ fn disk_line(disk: &Disk) -> String {
     parts.extend(disk.digest.as_ref().map(|digest| format!("digest {digest}")));
     parts.extend(disk.kept.as_ref().map(|kept| format!("kept as {kept}")));
     complaint::printable(&parts.join(", "))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn need(need: &HostNeed) -> String {

@@ -3,11 +3,11 @@
 //! In: file descriptors of vCPUs. Out: their answers as bindings' structs, or an [`Ioctl`] that names the call. Holds:
 //! every `ioctl` of our own is here.
 
-use kvm_bindings::{KVMIO, kvm_device_attr, kvm_sregs2};
+use kvm_bindings::{KVMIO, kvm_device_attr, kvm_pre_fault_memory, kvm_sregs2};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
+use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 /// A KVM call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,7 @@ mod numbers {
 
     ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
     ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+    ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
     ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
@@ -71,6 +72,22 @@ pub fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> Result<(), Ioctl> {
     // SAFETY: the fd is a vCPU's, and the kernel reads one kvm_sregs2.
     let ret = unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) };
     checked(ret, "KVM_SET_SREGS2")
+}
+
+/// `KVM_PRE_FAULT_MEMORY`: maps guest memory as if the vCPU had read it (Linux 6.10 and later, with nested paging). Whole pages.
+///
+/// # Errors
+/// The failed call; some of the memory may have been mapped.
+pub fn pre_fault(vcpu: &VcpuFd, gpa: u64, size: u64) -> Result<(), Ioctl> {
+    let mut range = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+    loop {
+        // SAFETY: the fd is a vCPU's; the kernel reads one kvm_pre_fault_memory, and writes to it what is left to do.
+        let ret = unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY(), &mut range) };
+        let again = ret == 0 || [libc::EINTR, libc::EAGAIN].contains(&errno::Error::last().errno());
+        if range.size == 0 || !again {
+            return checked(ret, "KVM_PRE_FAULT_MEMORY");
+        }
+    }
 }
 
 /// The vCPU's TSC offset (`KVM_VCPU_TSC_OFFSET`): guest TSC = scaled host TSC + offset. `None` where KVM has no such

@@ -42,6 +42,7 @@ pub mod capture;
 pub mod restore;
 pub mod save;
 pub mod stub;
+pub mod kernel_id;
 pub mod load;
 pub mod start;
 pub mod switch;

@@ -7,6 +7,7 @@ use crate::board::BoardState;
 use crate::capture::MachineState;
 use crate::config::{self, ConfigError, Shape};
 use crate::disk::{self, Disk, DiskPlace, DiskRecord, DisksError};
+use crate::kernel_id::{self, KernelId};
 use crate::kvm::Ioctl;
 use crate::ram::{FileRange, GuestRam, RamError};
 use crate::save::{BOARD, DISKS, SECTION_VERSION, SHAPE, VM, vcpu_section};
@@ -79,6 +80,24 @@ pub enum LoadError {
         path: String,
         /// Why.
         source: StubError,
+    },
+    /// It is of another kernel.
+    #[error("{path} is of kernel {found}; expected {expected}")]
+    Kernel {
+        /// The snapshot.
+        path: String,
+        /// Its kernel.
+        found: KernelId,
+        /// What somebody expected.
+        expected: String,
+    },
+    /// Its RAM can't be read.
+    #[error("{path}: cannot read its RAM")]
+    ReadRam {
+        /// The snapshot.
+        path: String,
+        /// What the host said.
+        source: std::io::Error,
     },
     /// It was written after the restore stub had checked it.
     #[error("{path}: its notes have changed since the restore stub checked them")]
@@ -179,6 +198,26 @@ pub fn ram(snapshot: &Snapshot) -> Result<GuestRam, LoadError> {
         .map(|mapped| FileRange { gpa: mapped.range.gpa, len: mapped.range.len, offset: mapped.offset })
         .collect();
     Ok(GuestRam::from_snapshot(file, &ranges)?)
+}
+
+/// Refuses a snapshot of any other kernel than the one of this release or build id.
+///
+/// # Errors
+/// It is of another, or its RAM can't be read.
+pub fn expect_kernel(snapshot: &Snapshot, ram: &GuestRam, expected: &str) -> Result<(), LoadError> {
+    let found = kernel_of(snapshot, ram)?;
+    if found.is(expected) {
+        return Ok(());
+    }
+    Err(LoadError::Kernel { path: name(snapshot), found, expected: kernel_id::describe(expected) })
+}
+
+/// Which kernel a snapshot is of.
+///
+/// # Errors
+/// Its RAM can't be read.
+pub fn kernel_of(snapshot: &Snapshot, ram: &GuestRam) -> Result<KernelId, LoadError> {
+    KernelId::of(snapshot, ram).map_err(|source| LoadError::ReadRam { path: name(snapshot), source })
 }
 
 fn section<T: DeserializeOwned>(snapshot: &Snapshot, wanted: &str) -> Result<T, LoadError> {

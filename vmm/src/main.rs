@@ -27,6 +27,7 @@ use vmm::overrides::Overrides;
 use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
+use vmm::stub::Report;
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
@@ -118,9 +119,15 @@ fn devices(args: &Run, disks: &[Disk]) -> Result<Vec<SlotState>> {
 
 fn restore(args: &Restore) -> Result<ExitCode> {
     let kvm = vm::open()?;
-    let (snapshot, ram) = open(&kvm, args)?;
+    let (snapshot, ram, report) = open(&kvm, args)?;
+    if let Some(expected) = &args.expect_kernel {
+        load::expect_kernel(&snapshot, &ram, expected)?;
+    }
     let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
+    if let Some(report) = report {
+        complaint::say(&complaint::printable(&report.line));
+    }
     operate(kvm, &args.api, &args.file, args.paused, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
         let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
@@ -132,16 +139,15 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     })
 }
 
-/// A snapshot and its RAM, mapped from the file or put in place by the stub.
-fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam)> {
+/// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
+fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam, Option<Report>)> {
     if args.via_stub {
         let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
-        complaint::say(&complaint::printable(&report.line));
-        return Ok((snapshot, ram));
+        return Ok((snapshot, ram, Some(report)));
     }
     let snapshot = load::open(&args.file)?;
     let ram = load::ram(&snapshot)?;
-    Ok((snapshot, ram))
+    Ok((snapshot, ram, None))
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.

@@ -4,6 +4,7 @@
 //! the digests that the chunk table has. Holds: what is digested has been copied before; a zero page is never written, so
 //! that it costs the host nothing.
 
+use crate::{abi, hint};
 use core::arch::asm;
 use core::ops::Range;
 use snapshot_format::chunk::{self, Digest};
@@ -57,7 +58,7 @@ impl<'a> Overlay<'a> {
 
     fn chunk(&mut self, chunk: &RamRange, offset: usize, ram: &mut [u8]) -> Result<(), Fault> {
         let RamRange { gpa, len } = *chunk;
-        let found = self.fill(offset, ram);
+        let found = self.fill(gpa, offset, ram);
         let expected = chunk::digests(self.table).nth(self.chunks).unwrap_or(!found);
         if found != expected {
             return Err(Fault::Digest { gpa, len, found, expected });
@@ -68,9 +69,12 @@ impl<'a> Overlay<'a> {
     }
 
     /// Copies what is not zero, and digests what is in RAM then.
-    fn fill(&mut self, offset: usize, ram: &mut [u8]) -> u64 {
+    fn fill(&mut self, gpa: u64, offset: usize, ram: &mut [u8]) -> u64 {
         let file = &self.file[offset..offset + ram.len()];
         let pages = ram.len() / PAGE;
+        if (0..pages).any(|page| !self.is_hole(offset / PAGE + page)) {
+            hint(abi::NEAR_IMAGE, offset as u64, ram.len() as u64);
+        }
         let is_zero = |page: usize| {
             self.is_hole(offset / PAGE + page) || chunk::is_zero(&file[page * PAGE..(page + 1) * PAGE])
         };
@@ -87,6 +91,7 @@ impl<'a> Overlay<'a> {
                 (at..end).for_each(|_| digest.update_zero_page());
                 report.zero_pages += (end - at) as u64;
             } else {
+                hint(abi::NEAR_RAM, gpa + run.start as u64, run.len() as u64);
                 copy(file, ram, run.clone());
                 digest.update(&ram[run]);
                 report.pages += (end - at) as u64;

@@ -48,6 +48,10 @@ pub const GO: u8 = 2;
 pub const REFUSED: u8 = 3;
 /// The stub itself is at fault; the last line of text says where.
 pub const FAILED: u8 = 4;
+/// The file will be read from [`NEAR_START`] on: have it at hand. A hint; nothing depends on it.
+pub const NEAR_IMAGE: u8 = 5;
+/// RAM at the guest physical address [`NEAR_START`] will be written: have it at hand. A hint as well.
+pub const NEAR_RAM: u8 = 6;
 
 /// Index of a parameter.
 pub type Word = usize;
@@ -55,6 +59,12 @@ pub type Word = usize;
 pub const IMAGE_LEN: Word = 0;
 /// From the monitor: linear address of the map of holes, one bit for each page of the file; 1: nothing but zeroes is there.
 pub const HOLES: Word = 1;
+/// From the monitor: 1 if hints are of use to it.
+pub const TAKES_HINTS: Word = 2;
+/// From the stub, with a hint: where.
+pub const NEAR_START: Word = 12;
+/// From the stub, with a hint: bytes, whole pages.
+pub const NEAR_LEN: Word = 13;
 /// From the stub: runs of pages that were copied.
 pub const RUNS: Word = 8;
 /// From the stub: pages that were copied.

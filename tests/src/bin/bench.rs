@@ -1,7 +1,7 @@
 //! `bench`: how long a restore takes, beside a boot, in one run on this machine's `/dev/kvm`.
 //!
-//! In: nothing. Out: medians, from the start of a process to the guest's first line. Holds: both start the same counter
-//! guest with 256 MiB, by turns, so that what else the machine does slows both.
+//! In: nothing. Out: medians, from the start of a process to the guest's first line; the restore stub's rate. Holds: both start the
+//! same counter guest with 256 MiB, by turns, so that what else the machine does slows both.
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vmm_tests::guests::Guest;
+use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
 
 const ROUNDS: usize = 20;
@@ -37,7 +38,8 @@ fn run() -> Result<()> {
     }
     println!("{ROUNDS} rounds, {MEMORY}, from the start of the process to the guest's first line\n");
     println!("{}", table(&mut boots, &mut restores));
-    Ok(())
+    println!("\nThe restore stub beside the host's memcpy, medians:\n");
+    stories::stub_rate(&Guest::bare("dirty", dir.path())?.cmdline("size=96"), dir.path())
 }
 
 fn save(guest: &Guest, file: &Path) -> Result<()> {

@@ -55,6 +55,12 @@ fn all() -> Vec<(String, Story)> {
         let mut add = |name: &str, story: Story| stories.push((format!("{version}/{name}"), story));
         let linux = move |run: &str| Guest::linux(version, run);
         add("restart", Box::new(move |dir| stories::same_boot(&linux(stories::TELL_BOOT_ID), dir)));
+        add("by-stub", Box::new(move |dir| stories::by_stub(&linux(stories::TELL_BOOT_ID).cpus(2), dir)));
+        add(
+            "expect-kernel",
+            Box::new(move |dir| stories::knows_its_kernel(&linux("").image("vmlinuz"), dir)),
+        );
+        add("stub-rate", Box::new(move |dir| stories::stub_rate(&linux(""), dir)));
         add("poweroff", Box::new(move |_| stories::ends_with(&linux("poweroff -f"), 0)));
         add("reboot", Box::new(move |_| stories::ends_with(&linux("reboot -f").image("vmlinuz"), 4)));
         add("panic", Box::new(move |_| stories::ends_with(&linux(PANIC).image("vmlinuz"), 3)));

@@ -4,6 +4,7 @@ use super::keeping::last_beat;
 use super::refusing::{refused, vmm_with};
 use crate::guests::Guest;
 use crate::oracle;
+use crate::stub_rate;
 use crate::vm::{TestVm, vmm};
 use anyhow::{Context, Result, ensure};
 use std::fs::{File, OpenOptions};
@@ -36,8 +37,29 @@ pub fn by_stub(guest: &Guest, dir: &Path) -> Result<()> {
     let goes_on = if guest.pulse == "tick " { after == before + 1 } else { after > before };
     ensure!(goes_on, "{}: {before} before, {after} after", guest.name);
     restored.wait_for(guest.pulse)?;
+    if let Some(told) = boot_id(&vm) {
+        restored.wait_for(&told)?;
+    }
     println!("{}: {report}; {before} before, {after} after", guest.name);
     a_lost_bit_is_refused(&file)
+}
+
+/// How fast the stub is beside the host.
+///
+/// # Errors
+/// No snapshot, or no KVM.
+pub fn stub_rate(guest: &Guest, dir: &Path) -> Result<()> {
+    let file = dir.join("snapshot");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    (0..2).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
+    vm.snapshot_and_stop(&file)?;
+    println!("{}: {}", guest.name, stub_rate::measure(&file)?);
+    Ok(())
+}
+
+/// The last line in which the guest tells its boot id, if it does.
+fn boot_id(vm: &TestVm) -> Option<String> {
+    vm.seen().iter().rev().find(|line| line.starts_with("boot_id ")).cloned()
 }
 
 /// The stub has counted all pages, and its digest is the one of the file.

@@ -10,8 +10,8 @@ use crate::kvm::{During, Ioctl};
 use crate::ram::GuestRam;
 use crate::{cpuid, fault, kvm, layout};
 use kvm_bindings::{
-    KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs2,
-    kvm_userspace_memory_region,
+    KVM_CAP_PRE_FAULT_MEMORY, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment,
+    kvm_sregs2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use restore_stub::abi;
@@ -63,7 +63,20 @@ pub(super) struct StubVm<'a> {
     vm: VmFd,
     memory: StubMemory,
     _image: &'a ImageMapping,
+    /// The file and RAM: slots that hints are about.
+    near: Vec<Slot>,
     text: Vec<u8>,
+}
+
+/// Memory that the stub sees.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    gpa: u64,
+    /// Bytes.
+    len: u64,
+    /// In this process.
+    host: u64,
+    read_only: bool,
 }
 
 impl<'a> StubVm<'a> {
@@ -82,21 +95,25 @@ impl<'a> StubVm<'a> {
         let vm = kvm.create_vm().during("KVM_CREATE_VM")?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).during("KVM_SET_IDENTITY_MAP_ADDR")?;
         vm.set_tss_address(layout::KVM_TSS as usize).during("KVM_SET_TSS_ADDR")?;
-        add_memslot(&vm, STUB_SLOT, (plan.base, plan.size), memory.host_address(), 0)?;
-        if let Some((address, size)) = image.region() {
-            add_memslot(&vm, IMAGE_SLOT, (plan.image, size), address, KVM_MEM_READONLY)?;
-        }
+        let own = Slot { gpa: plan.base, len: plan.size, host: memory.host_address(), read_only: false };
+        add_memslot(&vm, STUB_SLOT, &own)?;
+        let file = image.region().map(|(host, len)| Slot { gpa: plan.image, len, host, read_only: true });
+        file.iter().try_for_each(|slot| add_memslot(&vm, IMAGE_SLOT, slot))?;
         let vcpu = vm.create_vcpu(0).during("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid::to_kvm(&cpuid::for_vcpu(&supported, 0, 1))?).during("KVM_SET_CPUID2")?;
         enter_ring_3(&vcpu, memory.root())?;
-        Ok(Self { vcpu, vm, memory, _image: image, text: Vec::new() })
+        let hints = u64::from(vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0);
+        memory.write(abi::PARAMETERS + 8 * abi::TAKES_HINTS as u64, &hints.to_le_bytes())?;
+        Ok(Self { vcpu, vm, memory, _image: image, near: file.into_iter().collect(), text: Vec::new() })
     }
 
     /// Gives the stub a machine's RAM. It has to outlive the VM.
     pub(super) fn give_ram(&mut self, ram: &GuestRam) -> Result<(), StubError> {
         for (slot, region) in (RAM_SLOT..).zip(ram.memory().iter()) {
-            let (gpa, len) = (region.start_addr().0, region.len());
-            add_memslot(&self.vm, slot, (gpa, len), region.as_ptr() as u64, 0)?;
+            let (gpa, len, host) = (region.start_addr().0, region.len(), region.as_ptr() as u64);
+            let ram = Slot { gpa, len, host, read_only: false };
+            add_memslot(&self.vm, slot, &ram)?;
+            self.near.push(ram);
             self.memory.map(Window { linear: abi::RAM + gpa, gpa, len, writable: true })?;
         }
         Ok(())
@@ -114,6 +131,8 @@ impl<'a> StubVm<'a> {
                     let room = TEXT_MAX - self.text.len();
                     self.text.extend(bytes.iter().take(room));
                 }
+                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_IMAGE])) => self.bring_near(true),
+                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_RAM])) => self.bring_near(false),
                 Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [word])) => {
                     let word = *word;
                     return Ok(Call { word, said: last_line(&std::mem::take(&mut self.text)) });
@@ -129,6 +148,25 @@ impl<'a> StubVm<'a> {
                 Err(source) => return Err(Ioctl { call: "KVM_RUN", source }.into()),
             }
         }
+    }
+}
+
+impl StubVm<'_> {
+    /// Has the host map what the stub is about to need, for itself and for the stub, at once. What can't be had now is had page
+    /// by page later; a hint beyond a slot is none.
+    fn bring_near(&self, image: bool) {
+        let [start, len] = [abi::NEAR_START, abi::NEAR_LEN].map(|word| self.parameter(word));
+        let base = if image { self.near.first().map_or(0, |slot| slot.gpa) } else { 0 };
+        let gpa = base.saturating_add(start);
+        let holds = |slot: &&Slot| {
+            slot.read_only == image && gpa >= slot.gpa && len <= slot.len && gpa - slot.gpa <= slot.len - len
+        };
+        let Some(slot) = self.near.iter().find(holds) else { return };
+        let advice = if image { libc::MADV_POPULATE_READ } else { libc::MADV_POPULATE_WRITE };
+        let host = slot.host + (gpa - slot.gpa);
+        // SAFETY: the range is within a mapping that outlives the VM; the call changes no byte of it.
+        unsafe { libc::madvise(host as *mut libc::c_void, len as usize, advice) };
+        let _ = kvm::pre_fault(&self.vcpu, gpa, len);
     }
 }
 
@@ -148,13 +186,13 @@ fn check_room(plan: &Plan, len: u64, supported: &[kvm_cpuid_entry2]) -> Result<(
     Err(StubError::TooLong { len, max: (end / 2).saturating_sub(3 << 30) })
 }
 
-fn add_memslot(vm: &VmFd, slot: u32, range: (u64, u64), address: u64, flags: u32) -> Result<(), Ioctl> {
+fn add_memslot(vm: &VmFd, slot: u32, what: &Slot) -> Result<(), Ioctl> {
     let memslot = kvm_userspace_memory_region {
         slot,
-        flags,
-        guest_phys_addr: range.0,
-        memory_size: range.1,
-        userspace_addr: address,
+        flags: if what.read_only { KVM_MEM_READONLY } else { 0 },
+        guest_phys_addr: what.gpa,
+        memory_size: what.len,
+        userspace_addr: what.host,
     };
     // SAFETY: `StubVm` holds or borrows the stub's memory and the file, and `overlay` holds the RAM until the VM is dropped.
     unsafe { vm.set_user_memory_region(memslot) }.during("KVM_SET_USER_MEMORY_REGION")
