@@ -114,7 +114,8 @@ pub fn nobody_is_lost(guest: &Guest, other: &Guest, dir: &Path) -> Result<()> {
     life.goes_on(&mut vm).context("after the other's end")
 }
 
-/// A kernel does not wake up to a disk that changed while it slept; it can be dropped, and the other goes on.
+/// A kernel does not wake up to a disk that changed while it slept, whether it had the disk first or got it from another; it can
+/// be dropped, and the other goes on.
 ///
 /// # Errors
 /// It wakes up, or the reason doesn't name the disk, or the other doesn't go on.
@@ -124,12 +125,27 @@ pub fn stale_disk(guest: &Guest, other: &Guest, dir: &Path) -> Result<()> {
     let guest = guest.clone().argument("--disk", &format!("{},id=data", disk.display()));
     let mut vm = TestVm::start(&guest.run_args())?;
     Life { guest: &guest, beat: None, boot: None }.goes_on(&mut vm)?;
-    switch_with(&mut vm, other, &[other.switch_args(), vec!["--share-disks".to_owned()]].concat())?;
+    let share = [other.switch_args(), vec!["--share-disks".to_owned()]].concat();
+    switch_with(&mut vm, other, &share)?;
     std::fs::write(&disk, [1; 1 << 20])?;
-    let word = guest.word();
-    let refused = vm.ask("switch", &["--to", &word]).err().context("it wakes up to a changed disk")?;
-    ensure!(refused.to_string().contains("its disk `data` was written while it slept"), "{refused:#}");
+    is_stale(&mut vm, &guest)?;
     Life { guest: other, beat: None, boot: None }.goes_on(&mut vm).context("after a refusal")?;
-    vm.ask("forget", &[&word])?;
-    all_are_there(&vm, 1)
+    vm.ask("forget", &[&guest.word()])?;
+    all_are_there(&vm, 1)?;
+    vm.ask("stop", &[])?;
+    vm.wait()?;
+
+    let mut vm = TestVm::start(&guest.run_args())?;
+    Life { guest: &guest, beat: None, boot: None }.goes_on(&mut vm)?;
+    switch_with(&mut vm, other, &share)?;
+    switch_with(&mut vm, &guest, &["--to".to_owned(), guest.word()]).context("nobody wrote the disk")?;
+    std::fs::write(&disk, [2; 1 << 20])?;
+    is_stale(&mut vm, other)
+}
+
+fn is_stale(vm: &mut TestVm, guest: &Guest) -> Result<()> {
+    let refused =
+        vm.ask("switch", &["--to", &guest.word()]).err().context("it wakes up to a changed disk")?;
+    ensure!(refused.to_string().contains("its disk `data` was written while it slept"), "{refused:#}");
+    Ok(())
 }

@@ -168,7 +168,8 @@ impl Kernels {
     /// See [`SwitchError`].
     pub fn switch(&mut self, next: &Next, file: Option<PathBuf>) -> Result<Switched, SwitchError> {
         let ready = self.prepare(next)?;
-        let shared = matches!(next, Next::Boot(newcomer) if newcomer.share_disks);
+        // Such disks can only be those of the one that falls asleep, whichever of the two had them first.
+        let shared = ready.disks.iter().any(|disk| !disk.file.read_only);
         let started = Instant::now();
         let asleep = self.fall_asleep(file)?;
         let saved = if matches!(asleep.place, Place::File(_)) { started.elapsed() } else { Duration::ZERO };
@@ -251,12 +252,15 @@ impl Kernels {
         if paused.has_ended() {
             return Err(SwitchError::Ending);
         }
-        let state = paused.capture()?;
-        let kept = file.map(|path| -> Result<_, SwitchError> {
-            paused.save(&path, DiskCare::default(), &mut |_, _| {})?;
-            Ok(Box::new(load::open(&path)?))
-        });
-        let kept = kept.transpose()?;
+        // One capture, so that state and RAM are of one instant: a second would let the devices finish more.
+        let (state, kept) = match file {
+            None => (paused.capture()?, None),
+            Some(path) => {
+                paused.save(&path, DiskCare::default(), &mut |_, _| {})?;
+                let snapshot = load::open(&path)?;
+                (load::state(&snapshot)?, Some(Box::new(snapshot)))
+            }
+        };
         paused.keep();
         let Awake { name, source, machine } = self.awake.take().ok_or(SwitchError::Ending)?;
         let (ram, disks) = machine.dismantle();
