@@ -16,6 +16,8 @@ guests! {
     COUNTER = "counter";
     /// Dirties pages of a memory pattern at a rate and checks them.
     DIRTY = "dirty";
+    /// Asks a virtio entropy device for bytes.
+    ENTROPY = "entropy";
     /// Powers off, resets, panics, exits or triple-faults, as told.
     POWER = "power";
     /// Holds patterns in general, x87, SSE, AVX and AVX-512 registers.

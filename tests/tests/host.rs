@@ -25,6 +25,12 @@ fn a_restored_machine_is_the_one_that_was_saved() -> Result<()> {
 }
 
 #[test]
+fn so_is_one_with_a_device_that_is_asked_all_the_time() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::capture_again(&guest("entropy", &dir).switch("--rng"), dir.path())
+}
+
+#[test]
 fn so_is_one_with_2_or_4_vcpus() -> Result<()> {
     for cpus in [2, 4] {
         let dir = tempfile::tempdir()?;
@@ -49,6 +55,12 @@ fn timers_survive_100_rounds() -> Result<()> {
 fn patterned_memory_survives_100_rounds() -> Result<()> {
     let dir = tempfile::tempdir()?;
     stories::rounds(&guest("dirty", &dir).cmdline("size=64 lines=20"), 100, dir.path())
+}
+
+#[test]
+fn requests_to_a_device_survive_100_rounds() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::rounds(&guest("entropy", &dir).switch("--rng").cmdline("rate=100"), 100, dir.path())
 }
 
 #[test]

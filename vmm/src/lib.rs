@@ -10,6 +10,7 @@ pub mod acpi;
 pub mod config;
 pub mod options;
 // KVM, one piece each.
+pub mod lost_ram;
 pub mod ram;
 pub mod disk;
 pub mod kvm;

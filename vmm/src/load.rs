@@ -197,7 +197,7 @@ pub fn ram(snapshot: &Snapshot) -> Result<GuestRam, LoadError> {
         .iter()
         .map(|mapped| FileRange { gpa: mapped.range.gpa, len: mapped.range.len, offset: mapped.offset })
         .collect();
-    Ok(GuestRam::from_snapshot(file, &ranges)?)
+    Ok(GuestRam::from_snapshot(file, &ranges)?.watched(snapshot.path()))
 }
 
 /// Refuses a snapshot of any other kernel than the one of this release or build id.

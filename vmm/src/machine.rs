@@ -94,6 +94,11 @@ impl Machine {
         self.vcpus.event.clone()
     }
 
+    /// Why part of its RAM is lost, if it is: it goes on from a snapshot that was shortened.
+    pub fn lost_ram(&self) -> Option<&'static str> {
+        self.ram.lost()
+    }
+
     /// The devices.
     pub fn board(&self) -> &Board {
         &self.board

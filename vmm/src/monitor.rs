@@ -107,7 +107,7 @@ impl Monitor {
         let _ = machine.stop_event().read();
         if let Some(stop) = machine.stop_reason() {
             let outcome = Outcome::of(stop, machine.board().panic_seen());
-            let outcome = outcome.at(|| machine.pause().places());
+            let outcome = outcome.at(|| machine.pause().places()).unless(machine.lost_ram());
             self.end_kernel(outcome);
         }
     }

@@ -51,6 +51,15 @@ impl Outcome {
         }
     }
 
+    /// What to say instead, if the guest cannot have gone on because part of its RAM is lost. A vCPU that finds its page tables
+    /// or its code gone ends with an error of KVM's or, where KVM walks the tables itself, with a triple fault.
+    pub fn unless(self, lost: Option<&str>) -> Self {
+        match (self, lost) {
+            (Self::TripleFault(_) | Self::Fault(_), Some(why)) => Self::Fault(why.to_owned()),
+            (other, _) => other,
+        }
+    }
+
     /// The process's exit status. 1 and 2 are the monitor's own failures and wrong usage.
     pub fn status(&self) -> u8 {
         match self {
@@ -102,6 +111,14 @@ mod tests {
         let text = Outcome::of(Stop::TripleFault, false).at(places).to_string();
         assert!(text.ends_with("crashed\nvCPU 0: here\nvCPU 1: there"), "{text}");
         assert_eq!(Outcome::Reset.at(places), Outcome::Reset);
+    }
+
+    #[test]
+    fn lost_ram_is_the_reason_for_a_fault() {
+        let fault = || Outcome::of(Stop::TripleFault, false);
+        assert_eq!(fault().unless(Some("why")), Outcome::Fault("why".to_owned()));
+        assert_eq!(fault().unless(None), fault());
+        assert_eq!(Outcome::PoweredOff.unless(Some("why")), Outcome::PoweredOff);
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! snapshot, so that the file never changes and clones share its pages.
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
+use crate::lost_ram::{self, Watch};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -64,6 +66,7 @@ pub struct FileRange {
 pub struct GuestRam {
     memory: GuestMemoryMmap,
     mapped: Option<Arc<OwnMemory>>,
+    watch: Option<Arc<Watch>>,
 }
 
 /// How RAM that is a snapshot's private mapping is read: by system calls. Whoever can write to the snapshot can shorten
@@ -108,7 +111,7 @@ impl GuestRam {
             regions.push(map(&file, FileRange { gpa, len, offset }, libc::MAP_SHARED)?);
             offset += len;
         }
-        Ok(Self { memory: collect(regions)?, mapped: None })
+        Ok(Self { memory: collect(regions)?, mapped: None, watch: None })
     }
 
     /// RAM whose bytes are a snapshot's, mapped privately: what the guest writes never reaches the file.
@@ -119,7 +122,27 @@ impl GuestRam {
         let file = Arc::new(file);
         let regions =
             ranges.iter().map(|range| map(&file, *range, libc::MAP_PRIVATE)).collect::<Result<_, _>>()?;
-        Ok(Self { memory: collect(regions)?, mapped: Some(Arc::new(OwnMemory::open()?)) })
+        Ok(Self { memory: collect(regions)?, mapped: Some(Arc::new(OwnMemory::open()?)), watch: None })
+    }
+
+    /// The same, and if the snapshot at `path`, which it is mapped from, is shortened, that is told; see [`lost_ram`].
+    pub fn watched(mut self, path: &Path) -> Self {
+        let ends = self.memory.iter().filter_map(|region| Some((region.file_offset()?, region.len())));
+        let end = ends.map(|(behind, len)| behind.start() + len).max();
+        let file = self.memory.iter().find_map(|region| Some(region.file_offset()?.arc().clone()));
+        let place = |region: &GuestRegionMmap| {
+            let start = region.as_ptr() as usize;
+            start..start + region.len() as usize
+        };
+        let ranges = self.memory.iter().map(place).collect();
+        let watch = file.zip(end).map(|(file, end)| lost_ram::watch(path, &file, ranges, end));
+        self.watch = watch.map(Arc::new);
+        self
+    }
+
+    /// Why a part of it is lost, if it is.
+    pub fn lost(&self) -> Option<&'static str> {
+        self.watch.as_ref().and_then(|watch| watch.why())
     }
 
     /// The mapped memory.

@@ -9,7 +9,7 @@
 //!                    └──► Action: end, status, help
 //! ```
 
-use crate::complaint;
+use crate::{complaint, lost_ram};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -190,6 +190,14 @@ pub fn give_back() {
     }
 }
 
+/// As [`give_back`], from a signal handler: without waiting, if another thread is giving it back.
+fn give_back_at_once() {
+    if let Some((fd, mode)) = FOUND.try_lock().ok().and_then(|found| *found) {
+        // SAFETY: `mode` is a termios that tcgetattr filled in.
+        unsafe { libc::tcsetattr(fd, libc::TCSANOW, &mode) };
+    }
+}
+
 extern "C" fn give_back_at_exit() {
     give_back();
 }
@@ -197,6 +205,7 @@ extern "C" fn give_back_at_exit() {
 fn enter_raw_mode(fd: RawFd) -> io::Result<()> {
     static HOOKS: Once = Once::new();
     HOOKS.call_once(|| {
+        lost_ram::before_end(give_back_at_once);
         let earlier = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             give_back();

@@ -137,7 +137,7 @@ fn all() -> Vec<(String, Story)> {
     for (name, files) in [("switch", false), ("switch-files", true)] {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
-    for name in ["counter", "registers", "timer", "dirty", "smp"] {
+    for name in ["counter", "registers", "timer", "dirty", "smp", "entropy"] {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
     stories
@@ -166,6 +166,7 @@ fn bare(name: &str, dir: &Path) -> Result<()> {
     let guest = Guest::bare(name, dir)?;
     let guest = match name {
         "smp" => guest.cpus(2),
+        "entropy" => guest.switch("--rng"),
         "registers" => guest.cmdline("spins=1000000"),
         "counter" | "timer" | "dirty" => guest,
         _ => bail!("no plan for {name}"),
