@@ -23,6 +23,22 @@ pub struct Window {
     pub queues: Vec<EventFd>,
 }
 
+impl Window {
+    /// What the device has left for its next turn is notified again, behind what waits by now.
+    fn work(&self, act: impl FnOnce(&mut dyn Transport)) {
+        let mut transport = lock(&self.transport);
+        act(&mut *transport);
+        let unfinished = transport.unfinished();
+        drop(transport);
+        for (queue, event) in self.queues.iter().enumerate() {
+            if unfinished & 1 << queue != 0 {
+                // It fails only when 2^64 - 2 notifications wait already.
+                let _ = event.write(1);
+            }
+        }
+    }
+}
+
 /// The thread, parked or serving.
 pub struct IoThread {
     park: Arc<AtomicBool>,
@@ -133,11 +149,11 @@ impl MutEventSubscriber for Subscriber {
     fn process(&mut self, events: Events, _: &mut EventOps) {
         match self {
             Self::Wake(wake) => drop(wake.read()),
-            Self::Window(window) if events.data() == HOST => lock(&window.transport).host_ready(),
+            Self::Window(window) if events.data() == HOST => window.work(|device| device.host_ready()),
             Self::Window(window) => {
                 if let Some(event) = window.queues.get(events.data() as usize) {
                     let _ = event.read();
-                    lock(&window.transport).notified(events.data() as usize);
+                    window.work(|device| device.notified(events.data() as usize));
                 }
             }
         }
@@ -152,7 +168,8 @@ mod tests {
     use std::os::fd::BorrowedFd;
     use std::time::{Duration, Instant};
 
-    struct Counter(usize);
+    /// How often it was notified, and how often it has to be again.
+    struct Counter(usize, usize);
 
     impl BusDevice for Counter {
         fn read(&mut self, _: u64, _: &mut [u8]) {}
@@ -167,11 +184,15 @@ mod tests {
         }
         fn notified(&mut self, _: usize) {
             self.0 += 1;
+            self.1 = self.1.saturating_sub(1);
         }
         fn host_fd(&self) -> Option<BorrowedFd<'_>> {
             None
         }
         fn host_ready(&mut self) {}
+        fn unfinished(&mut self) -> u64 {
+            u64::from(self.1 > 0)
+        }
         fn drain(&mut self, _: Instant) {}
         fn start(&mut self) {}
         fn broken(&self) -> Option<&Broken> {
@@ -188,8 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_left_is_notified_again() {
+        let counter = Arc::new(Mutex::new(Counter(0, 5)));
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let window = Window { transport: counter.clone(), queues: vec![event.try_clone().unwrap()] };
+        let mut io = IoThread::new(vec![window]).unwrap();
+        event.write(1).unwrap();
+        io.serve();
+        wait_for(&counter, 5);
+        io.park();
+        assert_eq!(lock(&counter).0, 5);
+    }
+
+    #[test]
     fn a_parked_thread_touches_nothing_and_loses_nothing() {
-        let counter = Arc::new(Mutex::new(Counter(0)));
+        let counter = Arc::new(Mutex::new(Counter(0, 0)));
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let window = Window { transport: counter.clone(), queues: vec![event.try_clone().unwrap()] };
         let mut io = IoThread::new(vec![window]).unwrap();

@@ -8,7 +8,7 @@
 //! which it tells of free memory without being asked. Without `PAGE_POISON` a Linux that fills free pages with a pattern
 //! does not report (`virtballoon_validate`).
 
-use super::{Broken, Device, Guest, Segment};
+use super::{Broken, Device, Guest, Segment, TURN};
 use crate::Persist;
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -63,7 +63,8 @@ impl Balloon {
     }
 
     fn inflate(&mut self, guest: &mut Guest) -> Result<(), Broken> {
-        while let Some(chain) = guest.pop(INFLATE)? {
+        for _ in 0..TURN {
+            let Some(chain) = guest.pop(INFLATE)? else { return Ok(()) };
             let mut numbers = vec![0; chain.readable.len().min(PAGES_MAX * 4) as usize];
             chain.readable.read(guest.memory, 0, &mut numbers)?;
             for run in runs(&numbers) {
@@ -74,17 +75,30 @@ impl Balloon {
             }
             guest.push(INFLATE, chain.head, 0)?;
         }
+        guest.again(INFLATE);
         Ok(())
     }
 
     /// What is reported are the writable pieces themselves.
     fn report(&mut self, guest: &mut Guest) -> Result<(), Broken> {
-        while let Some(chain) = guest.pop(REPORT)? {
+        for _ in 0..TURN {
+            let Some(chain) = guest.pop(REPORT)? else { return Ok(()) };
             chain.writable.as_slice().iter().for_each(|block| self.host.discard(*block));
             guest.push(REPORT, chain.head, 0)?;
         }
+        guest.again(REPORT);
         Ok(())
     }
+}
+
+/// Memory that is taken back comes by itself when it is touched.
+fn deflate(guest: &mut Guest) -> Result<(), Broken> {
+    for _ in 0..TURN {
+        let Some(chain) = guest.pop(DEFLATE)? else { return Ok(()) };
+        guest.push(DEFLATE, chain.head, 0)?;
+    }
+    guest.again(DEFLATE);
+    Ok(())
 }
 
 /// Runs of pages that follow each other, in the order given or backwards: Linux gives them as they come.
@@ -130,13 +144,7 @@ impl Device for Balloon {
         match queue {
             INFLATE => self.inflate(guest),
             REPORT => self.report(guest),
-            // Memory that is taken back comes by itself when it is touched.
-            _ => {
-                while let Some(chain) = guest.pop(DEFLATE)? {
-                    guest.push(DEFLATE, chain.head, 0)?;
-                }
-                Ok(())
-            }
+            _ => deflate(guest),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! any order: a flush speaks of those that were done before it was asked for (section 5.2.6.1).
 
 use super::disk::{Completion, DiskEngine, Operation, SECTOR};
-use super::{Broken, Chain, Device, Guest, Segments};
+use super::{Broken, Chain, Device, Guest, Segments, TURN};
 use crate::Persist;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -241,9 +241,11 @@ impl Blk {
     }
 
     fn take_all(&mut self, queue: usize, guest: &mut Guest) -> Result<(), Broken> {
-        while let Some(chain) = guest.pop(queue)? {
+        for _ in 0..TURN {
+            let Some(chain) = guest.pop(queue)? else { return Ok(()) };
             self.take(&chain, guest)?;
         }
+        guest.again(queue);
         Ok(())
     }
 }

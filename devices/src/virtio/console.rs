@@ -3,7 +3,7 @@
 //! In: bytes from the driver, typed bytes from the host. Out: the same, each to the other. Holds: a host that does not take
 //! its output makes the guest wait, not this process: what there is no room for stays in the driver's queue.
 
-use super::{Broken, Device, Guest};
+use super::{Broken, Device, Guest, TURN};
 use crate::Persist;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -62,19 +62,24 @@ impl Console {
     }
 
     fn give_typed(&mut self, guest: &mut Guest) -> Result<(), Broken> {
-        while !self.typed.is_empty()
-            && let Some(chain) = guest.pop(INPUT)?
-        {
+        for _ in 0..TURN {
+            if self.typed.is_empty() {
+                return Ok(());
+            }
+            let Some(chain) = guest.pop(INPUT)? else { return Ok(()) };
             let written = chain.writable.write(guest.memory, 0, self.typed.make_contiguous())?;
             self.typed.drain(..written);
             guest.push(INPUT, chain.head, written as u32)?;
         }
+        guest.again(INPUT);
         Ok(())
     }
 
     fn put_out(&mut self, guest: &mut Guest) -> Result<(), Broken> {
-        while let Some(chain) = guest.pop(OUTPUT)? {
-            while self.sent < chain.readable.len() {
+        for _ in 0..TURN {
+            let Some(chain) = guest.pop(OUTPUT)? else { return Ok(()) };
+            // A buffer's pieces may overlap, so it can be longer than RAM: one piece is a turn's share.
+            if self.sent < chain.readable.len() {
                 let mut piece = vec![0; (chain.readable.len() - self.sent).min(PIECE) as usize];
                 chain.readable.read(guest.memory, self.sent, &mut piece)?;
                 let put = self.out.put(&piece);
@@ -84,9 +89,14 @@ impl Console {
                     return Ok(());
                 }
             }
-            self.sent = 0;
-            guest.push(OUTPUT, chain.head, 0)?;
+            if self.sent < chain.readable.len() {
+                guest.unpop(OUTPUT);
+            } else {
+                self.sent = 0;
+                guest.push(OUTPUT, chain.head, 0)?;
+            }
         }
+        guest.again(OUTPUT);
         Ok(())
     }
 }
@@ -199,6 +209,24 @@ mod tests {
         paper.make_room(100);
         let mut driver = driver.restored(host(&paper));
         assert_eq!(paper.text(), "slow reader");
+        assert_eq!(driver.used(OUTPUT).len(), 1);
+    }
+
+    /// A buffer of pieces that overlap, longer than RAM, kept the device's lock until it was out.
+    #[test]
+    fn a_long_output_has_turns() {
+        let (mut driver, paper) = driver();
+        const MIB: u32 = (TURN as u64 * PIECE) as u32;
+        paper.make_room(usize::MAX);
+        let pieces = 5;
+        driver.lend_raw(OUTPUT, &[(0, MIB, 0); 5]);
+        for turn in 1..pieces {
+            driver.device.notified(OUTPUT);
+            assert_eq!(paper.0.lock().unwrap().1.len(), turn * MIB as usize);
+            assert_eq!(driver.device.unfinished(), 1 << OUTPUT);
+        }
+        (0..2).for_each(|_| driver.device.notified(OUTPUT));
+        assert_eq!(paper.0.lock().unwrap().1.len(), pieces * MIB as usize);
         assert_eq!(driver.used(OUTPUT).len(), 1);
     }
 

@@ -25,6 +25,8 @@ pub trait Transport: BusDevice {
     fn host_fd(&self) -> Option<BorrowedFd<'_>>;
     /// There may be work from the host.
     fn host_ready(&mut self);
+    /// The queues that were left before their end since this was last asked, a bit for each: they are to be notified again.
+    fn unfinished(&mut self) -> u64;
     /// Finishes what is under way, until `deadline` at the latest.
     fn drain(&mut self, deadline: Instant);
     /// The machine starts, and was restored: whatever notification or interrupt was on its way is repeated.
@@ -78,6 +80,7 @@ pub struct Mmio<D> {
     identity: Identity,
     queues: Vec<Queue>,
     broken: Option<Broken>,
+    unfinished: u64,
     memory: GuestMemoryMmap,
     irq: Box<dyn Interrupt>,
     device: D,
@@ -102,6 +105,7 @@ impl<D: Device> Mmio<D> {
         let mut guest = Guest::new(&self.memory, &mut self.queues);
         let done = work(&mut self.device, &mut guest);
         let changed = guest.config_changed;
+        self.unfinished |= guest.unfinished;
         if changed {
             self.config_changed();
         }
@@ -135,6 +139,7 @@ impl<D: Device> Mmio<D> {
     /// Section 2.1.2: the device stops, and says so.
     fn needs_reset(&mut self, broken: Broken) {
         self.queues.clear();
+        self.unfinished = 0;
         self.device.reset();
         self.broken = Some(broken);
         self.registers.status |= status::NEEDS_RESET;
@@ -164,14 +169,27 @@ impl<D: Device> Mmio<D> {
 
     fn reset(&mut self) {
         self.queues.clear();
+        self.unfinished = 0;
         self.broken = None;
         self.device.reset();
+    }
+
+    /// Without the I/O thread, which knows other turns: at a start, when no vCPU lends more, and for a vCPU that comes this way.
+    fn notified_here(&mut self, queue: usize) {
+        if queue >= self.queues.len() {
+            return;
+        }
+        self.notified(queue);
+        while self.unfinished & 1 << queue != 0 {
+            self.unfinished &= !(1 << queue);
+            self.notified(queue);
+        }
     }
 
     fn write_register(&mut self, offset: u64, value: u32) {
         match self.registers.write(offset, value, &self.identity) {
             Event::None => {}
-            Event::Notified(queue) => self.notified(queue as usize),
+            Event::Notified(queue) => self.notified_here(queue as usize),
             Event::Activate => self.activate(),
             Event::Reset => self.reset(),
         }
@@ -222,6 +240,10 @@ impl<D: Device> Transport for Mmio<D> {
         self.work(Device::host_ready);
     }
 
+    fn unfinished(&mut self) -> u64 {
+        std::mem::take(&mut self.unfinished)
+    }
+
     fn drain(&mut self, deadline: Instant) {
         self.work(|device, guest| device.drain(deadline, guest));
     }
@@ -229,7 +251,7 @@ impl<D: Device> Transport for Mmio<D> {
     fn start(&mut self) {
         self.work(Device::restored);
         for queue in 0..self.queues.len() {
-            self.notified(queue);
+            self.notified_here(queue);
         }
         self.host_ready();
         if self.registers.interrupt_status != 0 {
@@ -263,7 +285,16 @@ impl<D: Device + Persist> Persist for Mmio<D> {
             state.registers.clone().unwrap_or_else(|| RegistersState::after_reset(identity.queues));
         registers.check(&identity).map_err(MmioStateError::Registers)?;
         let (memory, irq) = (host.memory, host.irq);
-        let mut mmio = Self { registers, identity, queues: Vec::new(), broken: None, memory, irq, device };
+        let mut mmio = Self {
+            registers,
+            identity,
+            queues: Vec::new(),
+            broken: None,
+            unfinished: 0,
+            memory,
+            irq,
+            device,
+        };
         if mmio.registers.is_live() {
             mmio.queues =
                 mmio.set_up_queues().map_err(|(index, source)| MmioStateError::Queue { index, source })?;

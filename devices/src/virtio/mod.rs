@@ -39,6 +39,10 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 use vm_memory::GuestMemoryMmap;
 
+/// Most buffers that a device takes from a queue before others have their turn. A driver on another vCPU can lend them as fast as
+/// they come back; whoever waits for the device, or for its thread, must not wait for that.
+pub(crate) const TURN: usize = 256;
+
 /// What is behind the transport: one kind of virtio device.
 ///
 /// Its methods run under the transport's lock, on a vCPU's thread or on the I/O thread: they do what can be done at once,
@@ -112,11 +116,13 @@ pub struct Guest<'a> {
     pub memory: &'a GuestMemoryMmap,
     queues: &'a mut [Queue],
     config_changed: bool,
+    /// A bit for each queue.
+    unfinished: u64,
 }
 
 impl<'a> Guest<'a> {
     fn new(memory: &'a GuestMemoryMmap, queues: &'a mut [Queue]) -> Self {
-        Self { memory, queues, config_changed: false }
+        Self { memory, queues, config_changed: false, unfinished: 0 }
     }
 
     /// The next buffer that the driver made available in `queue`; `None` if there is none, or no such queue in use.
@@ -159,6 +165,11 @@ impl<'a> Guest<'a> {
     /// How many entries `queue` has.
     pub fn queue_size(&self, queue: usize) -> usize {
         self.queues.get(queue).map_or(0, |queue| queue.size().into())
+    }
+
+    /// There may be more buffers in `queue`, but others have their turn first: the device will be notified again.
+    pub fn again(&mut self, queue: usize) {
+        self.unfinished |= 1 << queue;
     }
 
     /// The driver will be told that the configuration has changed.

@@ -2,7 +2,7 @@
 //!
 //! In: buffers to fill. Out: the same, filled. Holds: there is no state, so a restored guest draws other bytes than its twin.
 
-use super::{Broken, Device, Guest};
+use super::{Broken, Device, Guest, TURN};
 use crate::Persist;
 use std::convert::Infallible;
 use std::io;
@@ -23,7 +23,8 @@ impl Device for Rng {
     const QUEUES: &'static [u16] = &[64];
 
     fn notified(&mut self, queue: usize, guest: &mut Guest) -> Result<(), Broken> {
-        while let Some(chain) = guest.pop(queue)? {
+        for _ in 0..TURN {
+            let Some(chain) = guest.pop(queue)? else { return Ok(()) };
             let mut bytes = vec![0; chain.writable.len().min(MOST) as usize];
             // Linux takes an empty answer as "try again".
             let filled = match (self.entropy)(&mut bytes) {
@@ -32,6 +33,7 @@ impl Device for Rng {
             };
             guest.push(queue, chain.head, filled as u32)?;
         }
+        guest.again(queue);
         Ok(())
     }
 }

@@ -22,6 +22,8 @@ const LINE_MAX: usize = 32;
 const SILENT_MAX: usize = 64;
 /// Events taken at a time.
 const EVENTS: usize = 64;
+/// Most times that events are taken before others have their turn.
+const BATCHES: usize = 16;
 
 const LISTENER: StreamId = 0;
 const WAKE: StreamId = 1;
@@ -39,6 +41,8 @@ pub struct UnixVsock {
     next: StreamId,
     /// The process had no descriptor left for a client.
     starved: bool,
+    /// There may be more clients than were taken in at once.
+    crowded: bool,
 }
 
 impl UnixVsock {
@@ -54,7 +58,17 @@ impl UnixVsock {
         watch(&epoll, &wake, WAKE)?;
         let (streams, silent) = Default::default();
         let path = path.to_owned();
-        Ok(Self { path, listener, epoll, wake, streams, silent, next: WAKE + 1, starved: false })
+        Ok(Self {
+            path,
+            listener,
+            epoll,
+            wake,
+            streams,
+            silent,
+            next: WAKE + 1,
+            starved: false,
+            crowded: false,
+        })
     }
 
     fn insert(&mut self, stream: UnixStream) -> io::Result<StreamId> {
@@ -65,10 +79,10 @@ impl UnixVsock {
         Ok(id)
     }
 
-    /// A client that comes when there are no descriptors waits until one is closed.
+    /// A client that comes when there are no descriptors waits until one is closed; one behind many others, until the next time.
     fn accept(&mut self) {
-        self.starved = false;
-        loop {
+        (self.starved, self.crowded) = (false, false);
+        for _ in 0..SILENT_MAX {
             match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream),
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
@@ -78,6 +92,7 @@ impl UnixVsock {
                 }
             }
         }
+        self.crowded = true;
     }
 
     fn welcome(&mut self, stream: UnixStream) {
@@ -125,6 +140,40 @@ impl UnixVsock {
         asked
     }
 
+    /// Until epoll has no more, or the edge of its own descriptor would be lost; or until others must have their turn, since
+    /// busy clients need not let it come to an end.
+    fn take_events(&mut self, batches: usize) -> Vec<HostEvent> {
+        let mut news = Vec::new();
+        let mut batch = Vec::with_capacity(EVENTS);
+        if self.starved || self.crowded {
+            self.accept();
+        }
+        let mut more = true;
+        for _ in 0..batches {
+            batch.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut batch), Some(&Default::default())) {
+                Ok(count) => more = count > 0,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => more = false,
+            }
+            if !more {
+                break;
+            }
+            for event in &batch {
+                let (flags, data) = (event.flags, event.data);
+                match data.u64() {
+                    LISTENER => self.accept(),
+                    WAKE => {}
+                    stream => self.stream_is_ready(stream, flags, &mut news),
+                }
+            }
+        }
+        if more || self.crowded {
+            self.wake();
+        }
+        news
+    }
+
     fn path_of(&self, port: u32) -> OsString {
         let mut path = OsString::from(&self.path);
         path.push(format!("_{port}"));
@@ -153,30 +202,8 @@ impl VsockHost for UnixVsock {
         Some(self.epoll.as_fd())
     }
 
-    /// Until epoll has no more, or the edge of its own descriptor would be lost.
     fn events(&mut self) -> Vec<HostEvent> {
-        let mut news = Vec::new();
-        let mut batch = Vec::with_capacity(EVENTS);
-        if self.starved {
-            self.accept();
-        }
-        loop {
-            batch.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut batch), Some(&Default::default())) {
-                Ok(0) => return news,
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => return news,
-            }
-            for event in &batch {
-                let (flags, data) = (event.flags, event.data);
-                match data.u64() {
-                    LISTENER => self.accept(),
-                    WAKE => {}
-                    stream => self.stream_is_ready(stream, flags, &mut news),
-                }
-            }
-        }
+        self.take_events(BATCHES)
     }
 
     /// The edge is enough: the count is never read, and can't overflow in the life of a machine.

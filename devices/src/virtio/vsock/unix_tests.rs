@@ -298,6 +298,45 @@ fn one_descriptor_tells_of_everything() {
     assert!(matches!(host.events()[..], [HostEvent::Ready { hung_up: true, .. }]));
 }
 
+#[test]
+fn busy_clients_do_not_hold_up_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("v.sock");
+    let mut host = UnixVsock::new(UnixListener::bind(&path).unwrap(), &path).unwrap();
+    assert_eq!(host.take_events(BATCHES), []);
+    let pairs: Vec<_> = (0..EVENTS + 6).map(|_| UnixStream::pair().unwrap()).collect();
+    for (ours, mut client) in pairs {
+        host.insert(ours).unwrap();
+        client.write_all(b"x").unwrap();
+    }
+    let first = host.take_events(1);
+    assert!(is_readable(&host), "there is more");
+    let second = host.take_events(BATCHES);
+    assert_eq!((first.len(), second.len()), (EVENTS, 6));
+    assert!(!is_readable(&host));
+}
+
+#[test]
+fn many_clients_at_once_are_all_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("v.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut host = UnixVsock::new(listener, &path).unwrap();
+    let clients: Vec<_> = (0..SILENT_MAX + 5)
+        .map(|_| {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(b"CONNECT 5\n").unwrap();
+            client
+        })
+        .collect();
+    let mut asked = 0;
+    while is_readable(&host) {
+        let events = host.take_events(BATCHES);
+        asked += events.iter().filter(|event| matches!(event, HostEvent::Asks { .. })).count();
+    }
+    assert_eq!(asked, clients.len());
+}
+
 fn is_readable(host: &UnixVsock) -> bool {
     let fd = host.fd().unwrap();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
