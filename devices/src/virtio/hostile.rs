@@ -11,6 +11,9 @@ use proptest::{collection::vec, sample::Index};
 use std::time::Instant;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+/// Without this feature no device of ours is driven.
+const VERSION_1: u64 = 1 << 32;
+
 /// What is done to a device.
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
@@ -22,14 +25,14 @@ pub(crate) enum Act {
     Memory(u64, Vec<u8>),
     /// A chain of descriptors (address, length, flags) is lent to this queue.
     Lend(Index, Vec<(u64, u32, u16)>),
-    /// A buffer as a driver lends it: bytes to read, and room to write.
+    /// A buffer as a driver lends it: bytes to read, and room to write. One whose device is out of order begins anew first.
     Ask(Index, Vec<u8>, u32),
     Notify(u32),
     /// The host has something, or may have.
     Host,
     Drain,
     /// The driver begins anew, with these features refused.
-    StartOver,
+    StartOver(u64),
     Restore,
     /// As [`Act::Restore`], from a file in which some bytes have been replaced.
     Forge(Vec<(Index, u8)>),
@@ -48,17 +51,18 @@ fn act() -> impl Strategy<Value = Act> {
     let address = prop_oneof![6 => 0x2_0000u64..RAM as u64, 1 => 0u64..0xc000, 1 => any::<u64>()];
     let len = prop_oneof![2 => 0u32..64, 4 => 0u32..5000, 1 => any::<u32>()];
     let flags = prop_oneof![4 => Just(0u16), 4 => Just(2), 1 => any::<u16>()];
-    let small = vec(prop_oneof![4 => 0u8..4, 1 => any::<u8>()], 0..80);
+    let small = vec(prop_oneof![6 => Just(0), 3 => 0u8..5, 1 => any::<u8>()], 0..80);
+    let room = prop_oneof![4 => 0u32..3000, 1 => (0u32..6).prop_map(|sectors| sectors * 512 + 1)];
     prop_oneof![
         3 => (offset, vec(any::<u8>(), 1..9)).prop_map(|(offset, data)| Act::Access(offset, data)),
         3 => (0u64..0x50, value).prop_map(|(register, value)| Act::Register(register * 4, value)),
         2 => (rings, bytes).prop_map(|(at, bytes)| Act::Memory(at, bytes)),
         6 => (any::<Index>(), vec((address, len, flags), 1..6)).prop_map(|(queue, chain)| Act::Lend(queue, chain)),
-        6 => (any::<Index>(), small, 0u32..3000).prop_map(|(queue, bytes, room)| Act::Ask(queue, bytes, room)),
+        6 => (any::<Index>(), small, room).prop_map(|(queue, bytes, room)| Act::Ask(queue, bytes, room)),
         3 => (0u32..4).prop_map(Act::Notify),
         3 => Just(Act::Host),
         1 => Just(Act::Drain),
-        2 => Just(Act::StartOver),
+        2 => prop_oneof![Just(0), any::<u64>()].prop_map(|refused| Act::StartOver(refused & !VERSION_1)),
         2 => Just(Act::Restore),
         2 => vec((any::<Index>(), any::<u8>()), 1..4).prop_map(Act::Forge),
     ]
@@ -102,6 +106,9 @@ fn perform<D: Device + Persist>(
         }
         Act::Ask(queue, bytes, room) => {
             let queue = queue.index(D::QUEUES.len());
+            if !driver.device.is_live() {
+                driver.start_over(0);
+            }
             driver.rewind();
             driver.lend(queue, &[&bytes], &[room]);
             driver.notify(queue);
@@ -109,7 +116,7 @@ fn perform<D: Device + Persist>(
         Act::Notify(queue) => driver.write(0x50, queue),
         Act::Host => driver.device.host_ready(),
         Act::Drain => driver.device.drain(Instant::now()),
-        Act::StartOver => driver.start_over(),
+        Act::StartOver(refused) => driver.start_over(refused),
         Act::Restore => restore(driver, host),
         Act::Forge(bytes) => forge(driver, host, &bytes),
     }
@@ -136,7 +143,7 @@ fn restore<D: Device + Persist>(driver: &mut Driver<D>, host: &mut impl FnMut(&G
     driver.device.start();
 }
 
-/// A file whose checksums are right, and whose contents are not.
+/// A file whose checksums are right, and whose contents are not. If it is refused, the good one is restored.
 fn forge<D: Device + Persist>(
     driver: &mut Driver<D>,
     host: &mut impl FnMut(&GuestMemoryMmap) -> D::Host,
@@ -149,7 +156,11 @@ fn forge<D: Device + Persist>(
     }
     let Ok(state) = postcard::from_bytes::<MmioState<D::State>>(&saved) else { return };
     let ends = ends(driver, host);
-    let Ok(device) = Mmio::from_state(&state, ends) else { return };
-    driver.device = device;
-    driver.device.start();
+    match Mmio::from_state(&state, ends) {
+        Ok(device) => {
+            driver.device = device;
+            driver.device.start();
+        }
+        Err(_) => restore(driver, host),
+    }
 }

@@ -131,6 +131,23 @@ fn queues_outside_ram_are_refused_when_the_driver_is_ready() {
     assert!(driver.needs_reset());
 }
 
+/// Found by the hostile guest: said in this order, the device was live without its queues having been looked at, and a
+/// snapshot of it could not be restored.
+#[test]
+fn queues_are_looked_at_in_whichever_order_a_driver_says_that_it_is_ready() {
+    let mut driver = Driver::<Rng>::untouched((), sevens());
+    driver.negotiate(0);
+    driver.write(0x70, 0);
+    for (offset, value) in [(0x70, 3), (0x24, 1), (0x20, 1), (0x38, 64), (0x80, RAM as u32), (0x44, 1)] {
+        driver.write(offset, value);
+    }
+    driver.write(0x70, 4);
+    assert!(!driver.needs_reset());
+    driver.write(0x70, 8);
+    assert!(driver.needs_reset());
+    driver.restored(sevens());
+}
+
 #[test]
 fn a_state_that_no_device_can_have_is_refused() {
     let good = driver().device.save();

@@ -182,9 +182,10 @@ impl RegistersState {
         let set = value & !self.status & 0xff & !status::NEEDS_RESET;
         let acceptable =
             self.driver_features & !device.features == 0 && self.driver_features & VERSION_1 != 0;
+        let was_live = self.is_live();
         self.status |= if acceptable { set } else { set & !status::FEATURES_OK };
-        let ready = set & status::DRIVER_OK != 0 && self.status & status::FEATURES_OK != 0;
-        if ready { Event::Activate } else { Event::None }
+        // In whichever order the bits came: nothing that is live has not had its queues looked at.
+        if self.is_live() && !was_live { Event::Activate } else { Event::None }
     }
 
     /// Whether a state from a snapshot is one that a device of this kind can have.

@@ -120,11 +120,11 @@ impl<D: Device + Persist> Driver<D> {
         self.write(0x44, 1);
     }
 
-    /// After a broken rule, or at any other time: everything from the beginning.
-    pub(crate) fn start_over(&mut self) {
+    /// After a broken rule, or at any other time: everything from the beginning, all features accepted but `refused`.
+    pub(crate) fn start_over(&mut self, refused: u64) {
         self.memory.write_slice(&[0; BUFFERS as usize], GuestAddress(0)).unwrap();
         self.queues.fill(Rings::default());
-        self.negotiate(0);
+        self.negotiate(refused);
     }
 
     /// Buffers are placed from the beginning again, over those that were lent.

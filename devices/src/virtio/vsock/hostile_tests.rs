@@ -81,7 +81,7 @@ fn perform(mut driver: Driver<Vsock>, host: &mut FakeHost, act: Act) -> Driver<V
     }
     crate::virtio::Transport::host_ready(&mut driver.device);
     if driver.needs_reset() {
-        driver.start_over();
+        driver.start_over(0);
     }
     driver
 }
