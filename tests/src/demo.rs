@@ -33,6 +33,8 @@ pub struct Kept {
     snapshot_ms: f64,
     /// From the start of the process to the guest's next line.
     restore: Duration,
+    /// The same with the restore stub.
+    by_stub: Duration,
     before: u64,
     after: u64,
 }
@@ -60,22 +62,47 @@ pub fn keep(guest: &Guest, dir: &Path) -> Result<Kept> {
     let stored = std::fs::metadata(&file)?.blocks() * 512;
     say(guest, &format!("tick {before}, saved in {} MiB, process ended", stored.div_ceil(MIB)))?;
 
-    let began = Instant::now();
-    let mut vm = TestVm::restore(&file)?;
-    let first = vm.next_line(began + crate::vm::LIMIT)?;
-    let restore = began.elapsed();
-    vm.wait_for("boot_id ")?;
-    vm.wait_for("tick ")?;
-    let rest = vm.seen()[1..].iter().cloned();
-    let went_on: Vec<String> = std::iter::once(cut + &first).chain(rest).collect();
-    let after = ticks(&went_on).next().context("the guest did not tick after its restore")?;
-    say(guest, &format!("tick {after} in a new process, first line after {} ms", restore.as_millis()))?;
-    console.extend(went_on);
-    ensure!(after == before + 1, "tick {after} follows tick {before}");
+    let mut after = 0;
+    let [restore, by_stub] = [&[][..], &["--via-stub"]].map(|arguments| {
+        let (time, went_on) = go_on(&file, arguments, &cut)?;
+        after = ticks(&went_on).next().context("the guest did not tick after its restore")?;
+        let way =
+            if arguments.is_empty() { "in a new process" } else { "in another, by way of the restore stub" };
+        say(guest, &format!("tick {after} {way}, first line after {} ms", time.as_millis()))?;
+        ensure!(after == before + 1, "tick {after} follows tick {before}");
+        console.extend(went_on);
+        Ok(time)
+    });
+    let (restore, by_stub) = (restore?, by_stub?);
     same_boot_id(&ready, &console)?;
     let number = |name: &str| summary[name].as_f64().with_context(|| format!("the summary has no {name}"));
     let (memory, snapshot_ms) = (number("memory_bytes")? as u64, number("total_ms")?);
-    Ok(Kept { kernel: guest.name.clone(), boot, memory, stored, snapshot_ms, restore, before, after })
+    Ok(Kept {
+        kernel: guest.name.clone(),
+        boot,
+        memory,
+        stored,
+        snapshot_ms,
+        restore,
+        by_stub,
+        before,
+        after,
+    })
+}
+
+/// Restores the snapshot: the time to the guest's first line, and its lines, the first put together with what was cut off.
+fn go_on(file: &Path, arguments: &[&str], cut: &str) -> Result<(Duration, Vec<String>)> {
+    let began = Instant::now();
+    let mut vm = TestVm::restore_with(file, arguments)?;
+    if !arguments.is_empty() {
+        vm.wait_for("stub: ")?;
+    }
+    let first = vm.next_line(began + crate::vm::LIMIT)?;
+    let time = began.elapsed();
+    vm.wait_for("boot_id ")?;
+    vm.wait_for("tick ")?;
+    let lines = vm.seen().iter().skip_while(|line| **line != first).skip(1).cloned();
+    Ok((time, std::iter::once(format!("{cut}{first}")).chain(lines).collect()))
 }
 
 /// Progress, where a person sees it at once.
@@ -119,6 +146,7 @@ pub fn table(all: &[Kept]) -> Table {
         "of RAM MiB",
         "snapshot ms",
         "restore ms",
+        "by stub ms",
         "boot/restore",
         "counter",
         "boot_id",
@@ -132,7 +160,7 @@ pub fn table(all: &[Kept]) -> Table {
     table
 }
 
-fn row(kept: &Kept) -> [String; 9] {
+fn row(kept: &Kept) -> [String; 10] {
     [
         kept.kernel.clone(),
         format!("{:.1}", kept.boot.as_secs_f64()),
@@ -140,6 +168,7 @@ fn row(kept: &Kept) -> [String; 9] {
         (kept.memory / MIB).to_string(),
         format!("{:.0}", kept.snapshot_ms),
         kept.restore.as_millis().to_string(),
+        kept.by_stub.as_millis().to_string(),
         format!("{:.0}", kept.boot.as_secs_f64() / kept.restore.as_secs_f64()),
         format!("{} -> {}", kept.before, kept.after),
         "same".to_owned(),

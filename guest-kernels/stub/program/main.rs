@@ -62,11 +62,9 @@ fn restore() -> Result<Report, Fault> {
 
 /// Tells the monitor what will be needed soon: all at once costs less than page by page.
 fn hint(word: u8, start: u64, len: u64) {
-    if parameter(abi::TAKES_HINTS) == 1 {
-        set_parameter(abi::NEAR_START, start);
-        set_parameter(abi::NEAR_LEN, len);
-        control(word);
-    }
+    set_parameter(abi::NEAR_START, start);
+    set_parameter(abi::NEAR_LEN, len);
+    control(word);
 }
 
 /// Tells the monitor what was seen.

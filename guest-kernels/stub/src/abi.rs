@@ -59,8 +59,6 @@ pub type Word = usize;
 pub const IMAGE_LEN: Word = 0;
 /// From the monitor: linear address of the map of holes, one bit for each page of the file; 1: nothing but zeroes is there.
 pub const HOLES: Word = 1;
-/// From the monitor: 1 if hints are of use to it.
-pub const TAKES_HINTS: Word = 2;
 /// From the stub, with a hint: where.
 pub const NEAR_START: Word = 12;
 /// From the stub, with a hint: bytes, whole pages.

@@ -10,8 +10,8 @@ use crate::kvm::{During, Ioctl};
 use crate::ram::GuestRam;
 use crate::{cpuid, fault, kvm, layout};
 use kvm_bindings::{
-    KVM_CAP_PRE_FAULT_MEMORY, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment,
-    kvm_sregs2, kvm_userspace_memory_region,
+    KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs2,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use restore_stub::abi;
@@ -102,8 +102,6 @@ impl<'a> StubVm<'a> {
         let vcpu = vm.create_vcpu(0).during("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid::to_kvm(&cpuid::for_vcpu(&supported, 0, 1))?).during("KVM_SET_CPUID2")?;
         enter_ring_3(&vcpu, memory.root())?;
-        let hints = u64::from(vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0);
-        memory.write(abi::PARAMETERS + 8 * abi::TAKES_HINTS as u64, &hints.to_le_bytes())?;
         Ok(Self { vcpu, vm, memory, _image: image, near: file.into_iter().collect(), text: Vec::new() })
     }
 
