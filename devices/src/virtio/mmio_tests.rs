@@ -37,6 +37,13 @@ fn features_that_were_not_offered_are_not_accepted() {
 }
 
 #[test]
+fn a_notification_of_no_queue_is_nothing() {
+    let mut driver = driver();
+    [1, 63, 64, u32::MAX].into_iter().for_each(|queue| driver.write(0x50, queue));
+    assert!(!driver.needs_reset());
+}
+
+#[test]
 fn an_interrupt_has_a_reason_until_it_is_acknowledged() {
     let mut driver = driver();
     driver.lend(0, &[], &[1]);
