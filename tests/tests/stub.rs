@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
-use snapshot::CHUNK_SIZE;
+use snapshot::{CHUNK_SIZE, ChunkContent, Contents, RamRange, RamSource, Registers};
 use snapshot_format::Image;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -116,6 +116,57 @@ fn a_file_of_any_length_is_refused_but_one() -> Result<()> {
         ensure!(said.contains(&expected), "{cut}: {said}");
     }
     Ok(())
+}
+
+/// Whoever can write to the file can shorten it.
+#[test]
+fn a_file_that_is_shortened_meanwhile_is_a_failure() -> Result<()> {
+    let kvm = vm::open()?;
+    let (_dir, path) = saved("4M")?;
+    let file = File::options().read(true).write(true).open(&path)?;
+    for len in [2 << 20, 0] {
+        let image = ImageMapping::new(&file)?;
+        file.set_len(len)?;
+        match stub::overlay(&kvm, &image, GuestRam::new) {
+            Err(StubError::Failed(text)) if text.contains("shortened") => {}
+            other => anyhow::bail!("{len}: {other:?}"),
+        }
+        file.set_len(4 << 20)?;
+    }
+    Ok(())
+}
+
+/// A snapshot in itself right, of a machine whose RAM lies where ours has none. No RAM is taken for it.
+#[test]
+fn ram_that_no_machine_has_is_refused() -> Result<()> {
+    let kvm = vm::open()?;
+    let (dir, path) = saved("4M")?;
+    let about = vmm::load::open(&path)?.manifest().about.clone();
+    let (forged, mib) = (dir.path().join("forged"), 1 << 20);
+    for ranges in [vec![(mib, 4 * mib)], vec![(0, mib)], vec![(0, 4 * mib), (1 << 40, 4 * mib)]] {
+        let ranges = ranges.into_iter().map(|(gpa, len)| RamRange { gpa, len }).collect();
+        let (ram, vcpus) = (Zeroes(ranges), [Registers::default()]);
+        let contents = Contents { about: about.clone(), vcpus: &vcpus, sections: &[], ram: &ram };
+        snapshot::write(&forged, &contents, &mut |_, _| {})?;
+        let image = ImageMapping::new(&File::open(&forged)?)?;
+        match stub::overlay(&kvm, &image, |_| panic!("RAM is asked for")) {
+            Err(StubError::Ranges(_)) => {}
+            other => anyhow::bail!("{:?}: {other:?}", ram.0),
+        }
+    }
+    Ok(())
+}
+
+struct Zeroes(Vec<RamRange>);
+
+impl RamSource for Zeroes {
+    fn ranges(&self) -> &[RamRange] {
+        &self.0
+    }
+
+    fn read_chunk(&self, _: u64, _: &mut [u8]) -> std::io::Result<ChunkContent> {
+        Ok(ChunkContent::Zero)
+    }
 }
 
 #[test]

@@ -136,13 +136,11 @@ impl<'a> StubVm<'a> {
                     return Ok(Call { word, said: last_line(&std::mem::take(&mut self.text)) });
                 }
                 Ok(VcpuExit::Intr) => {}
+                // Newer kernels say it in one way, older ones in the other.
+                Ok(VcpuExit::MemoryFault { .. }) => return Err(shortened()),
+                Err(error) if error.errno() == libc::EFAULT => return Err(shortened()),
                 Ok(_) => return Err(StubError::Failed(fault::report(&mut self.vcpu, |_, _| false))),
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
-                Err(error) if error.errno() == libc::EFAULT => {
-                    return Err(StubError::Failed(
-                        "the file was shortened meanwhile, or can't be read".to_owned(),
-                    ));
-                }
                 Err(source) => return Err(Ioctl { call: "KVM_RUN", source }.into()),
             }
         }
@@ -166,6 +164,11 @@ impl StubVm<'_> {
         unsafe { libc::madvise(host as *mut libc::c_void, len as usize, advice) };
         let _ = kvm::pre_fault(&self.vcpu, gpa, len);
     }
+}
+
+/// A page of the file is not there any more, or the disk doesn't give it.
+fn shortened() -> StubError {
+    StubError::Failed("the file was shortened meanwhile, or can't be read".to_owned())
 }
 
 fn last_line(text: &[u8]) -> String {
