@@ -37,7 +37,8 @@ demo: setup
 	cargo run -q --release -p vmm-tests --bin demo
 
 # 100 rounds of restore and snapshot in the lab, with one vCPU and with two; 50 with a database on a disk, for each kernel.
-# Sockets and the agent, clones, a minute between snapshot and restore, the oracle with every device, disks that hang, for each kernel.
+# Sockets and the agent, clones, a minute between snapshot and restore, the oracle with every device, disks that hang,
+# clocks that are set, for each kernel.
 torture: setup
 	cargo build --release -p vmm -p vmm-tests --bins
 	mkdir -p target/torture
@@ -46,7 +47,7 @@ torture: setup
 	LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/disk-commits-50 6.12/disk-commits-50 7.2/disk-commits-50'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/agent $(v)/sockets $(v)/socket-clones $(v)/oracle-vsock)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/oracle-every-device $(v)/disk-hangs)'
-	LIMIT=1000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones)'
+	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch switch-files'
 
 bench: setup
