@@ -104,8 +104,8 @@ fn write(initramfs: &Initramfs) -> Result<File> {
 /// An ext4 image in the cache with `<name>/vmlinuz` and `<name>/vmlinux` of each guest kernel, and the tools in `tools/`.
 pub(super) fn disk() -> Result<PathBuf> {
     let kernels = guest_kernels::all()?;
-    let contents: Vec<&str> =
-        kernels.iter().map(|kernel| kernel.release.as_str()).chain(tools::NAMES).collect();
+    let releases = kernels.iter().map(|kernel| kernel.release.as_str());
+    let contents: Vec<&str> = releases.chain(tools::NAMES).chain([tools::LIBRARY]).collect();
     let dir = guest_kernels::cache_dir()?.join(format!("lab-disk-{}", contents.join("-")));
     guest_kernels::publish(&dir, |dir| make_disk(&kernels, dir).context("cannot make the lab's disk"))?;
     Ok(dir.join("disk"))

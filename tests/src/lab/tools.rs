@@ -14,6 +14,8 @@ pub(super) const NAMES: [&str; 10] =
     ["ip", "ss", "mke2fs", "e2fsck", "debugfs", "dumpe2fs", "resize2fs", "tcpdump", "sqlite3", "iperf3"];
 /// Names by which some are called too; they see them as options.
 const LINKS: [(&str, &str); 2] = [("mkfs.ext4", "mke2fs"), ("fsck.ext4", "e2fsck")];
+/// What libc opens by name when a thread is cancelled, so that no listing has it: iperf3 needs it.
+pub(super) const LIBRARY: &str = "libgcc_s.so.1";
 const PACKAGES: [&str; 5] = ["iproute2", "e2fsprogs", "tcpdump", "sqlite3", "iperf3"];
 const SUITE: &str = "trixie";
 
@@ -31,6 +33,8 @@ pub(super) fn install(dir: &Path) -> Result<u64> {
             bytes += copy(&path, &dir.join("lib").join(library))?;
         }
     }
+    let library = packages.path("usr/lib/x86_64-linux-gnu").join(LIBRARY);
+    bytes += copy(&library, &dir.join("lib").join(LIBRARY))?;
     for (link, name) in LINKS {
         std::os::unix::fs::symlink(name, dir.join("bin").join(link))?;
     }
@@ -43,7 +47,7 @@ fn find(packages: &Packages, name: &str) -> Result<PathBuf> {
 }
 
 /// Copies a file unless it is there, and returns how many bytes were copied.
-fn copy(from: &Path, to: &Path) -> Result<u64> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<u64> {
     if to.exists() {
         return Ok(0);
     }
