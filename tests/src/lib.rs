@@ -4,6 +4,7 @@
 
 pub mod bridge;
 pub mod demo;
+pub mod device_bench;
 pub mod forge;
 pub mod guests;
 pub mod lab;

@@ -60,17 +60,30 @@ impl TestVm {
     pub fn start_as(mut command: Command) -> Result<Self> {
         let dir = tempfile::tempdir().context("no directory for the control socket")?;
         let socket = dir.path().join("api");
+        command.arg("--api").arg(&socket);
+        Self::spawn(command, dir, socket)
+    }
+
+    /// Starts a monitor that has no control socket: not `vmm`.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_other(command: Command) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let socket = dir.path().join("none");
+        Self::spawn(command, dir, socket)
+    }
+
+    fn spawn(mut command: Command, dir: tempfile::TempDir, socket: PathBuf) -> Result<Self> {
         let (output, writer) = std::io::pipe()?;
         // SAFETY: prctl is a system call like any other, and safe between fork and exec.
         unsafe { command.pre_exec(die_with_the_test) };
         let child = command
-            .arg("--api")
-            .arg(&socket)
             .stdin(Stdio::piped())
             .stdout(writer.try_clone()?)
             .stderr(writer)
             .spawn()
-            .context("cannot run vmm")?;
+            .with_context(|| format!("cannot run {command:?}"))?;
         Ok(Self { child, lines: lines_of(output), seen: Vec::new(), socket, _dir: dir })
     }
 

@@ -12,6 +12,7 @@
 mod bochs;
 mod image;
 mod iso;
+pub mod microvm;
 mod packages;
 mod programs;
 mod pty;
