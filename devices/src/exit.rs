@@ -1,12 +1,18 @@
-//! The exit port: a guest ends its VM with a status of its own choosing.
+//! The exit port and the control port: a guest ends its VM with a status of its own choosing, or gives it to another kernel.
 //!
-//! In: a write. Out: [`Request::Exit`]. Holds: nothing; reads are all ones, as where there is no device.
+//! In: a write. Out: [`Request::Exit`], [`Request::Return`], [`Request::Restart`]. Holds: nothing; reads are all ones, as where there
+//! is no device.
 
 use crate::{BusDevice, Persist, Request};
 use std::convert::Infallible;
 
-/// One port; what is written to it is the VM's exit status. A wider write counts by its lowest byte, since guests made
-/// for QEMU's `isa-debug-exit` write 32 bits.
+/// Written to the control port: let the kernel that sleeps go on.
+pub const RETURN: u8 = 1;
+/// Written to the control port: restart the machine from the image on the disk that this kernel was given to write it.
+pub const RESTART: u8 = 2;
+
+/// Two ports. What is written to the first is the VM's exit status; a wider write counts by its lowest byte, since guests made
+/// for QEMU's `isa-debug-exit` write 32 bits. The second, the control port, takes [`RETURN`] and [`RESTART`].
 #[derive(Debug, Default)]
 pub struct ExitPort;
 
@@ -18,6 +24,8 @@ impl BusDevice for ExitPort {
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
         match (offset, data) {
             (0, [status, ..]) => Some(Request::Exit(*status)),
+            (1, [RETURN]) => Some(Request::Return),
+            (1, [RESTART]) => Some(Request::Restart),
             _ => None,
         }
     }
@@ -51,8 +59,15 @@ mod tests {
     }
 
     #[test]
+    fn the_control_port_takes_two_words() {
+        assert_eq!(ExitPort.write(1, &[RETURN]), Some(Request::Return));
+        assert_eq!(ExitPort.write(1, &[RESTART]), Some(Request::Restart));
+        assert_eq!(ExitPort.write(1, &[0]), None);
+    }
+
+    #[test]
     fn elsewhere_is_nothing() {
-        assert_eq!(ExitPort.write(1, &[3]), None);
+        assert_eq!(ExitPort.write(2, &[3]), None);
         assert_eq!(ExitPort.write(0, &[]), None);
         let mut data = [0; 4];
         ExitPort.read(0, &mut data);

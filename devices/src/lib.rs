@@ -17,7 +17,7 @@ mod vmgenid;
 
 pub use acpi_pm::{AcpiPm, RESET_VALUE, SLEEP_TYPE_S5};
 pub use bus::{Bus, BusError, lock};
-pub use exit::ExitPort;
+pub use exit::{ExitPort, RESTART, RETURN};
 pub use i8042::I8042;
 pub use panic::PanicDevice;
 pub use rtc::{HostTime, RTC_CENTURY, Rtc, RtcState, RtcStateError};
@@ -38,6 +38,10 @@ pub enum Request {
     Panicked,
     /// The exit port: end the VM with this status.
     Exit(u8),
+    /// The control port: let the kernel that sleeps go on.
+    Return,
+    /// The control port: restart the machine from the image that this kernel wrote.
+    Restart,
 }
 
 /// A device on the I/O port or memory bus.

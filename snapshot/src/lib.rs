@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod chunk;
+mod elfcorehdr;
 mod fault;
 mod manifest;
 mod prstatus;
@@ -41,6 +42,7 @@ mod reader;
 mod section;
 mod writer;
 
+pub use elfcorehdr::Elfcorehdr;
 pub use fault::{Fault, OpenError, RamError, VerifyError};
 pub use manifest::{
     About, GenerationId, GuestKernel, HostNeed, Manifest, ManifestError, NeedValue, RamFormat, SectionEntry,

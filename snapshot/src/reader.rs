@@ -64,6 +64,11 @@ impl UnverifiedSnapshot {
         }
     }
 
+    /// A file that is open; `path` is what it is called.
+    pub fn of(file: File, path: PathBuf) -> Self {
+        Self { path, file }
+    }
+
     /// The file.
     pub fn file(&self) -> &File {
         &self.file

@@ -152,7 +152,7 @@ pub fn write(
 }
 
 /// The notes, except for the chunk table, of which the length is known.
-struct Notes {
+pub(crate) struct Notes {
     prstatus: Vec<[u8; PRSTATUS_LEN]>,
     manifest: Vec<u8>,
     state: Vec<u8>,
@@ -161,7 +161,7 @@ struct Notes {
 
 impl Notes {
     /// Refuses a manifest that no reader would take, and notes that are too long.
-    fn new(contents: &Contents) -> Result<Self, WriteError> {
+    pub(crate) fn new(contents: &Contents) -> Result<Self, WriteError> {
         let state_len = contents.sections.iter().map(|section| section.bytes.len() as u64).sum();
         check_len(state_len)?;
         let manifest = manifest(contents);
@@ -178,14 +178,15 @@ impl Notes {
     }
 
     /// Bytes of all notes.
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         let prstatus = note::note_len(note::CORE, PRSTATUS_LEN as u64) * self.prstatus.len() as u64;
         let lens = [HEADER_LEN as u64, self.manifest.len() as u64, self.state.len() as u64];
         let own = lens.into_iter().chain([self.chunks * chunk::DIGEST_LEN]);
         prstatus + own.map(|len| note::note_len(note::VMMSNAP, len)).sum::<u64>()
     }
 
-    fn encode(&self, digests: &[u64]) -> Vec<u8> {
+    /// Their bytes, with the digests of all chunks.
+    pub(crate) fn encode(&self, digests: &[u64]) -> Vec<u8> {
         let table = chunk::encode_table(digests);
         let header = FixedHeader {
             prstatus: Frame::of(self.prstatus.iter().map(|desc| &desc[..])),

@@ -119,3 +119,10 @@ fn a_kernel_does_not_wake_up_to_a_disk_that_changed() -> Result<()> {
     let dir = tempfile::tempdir()?;
     stories::stale_disk(&guest("counter", &dir), &guest("timer", &dir), dir.path())
 }
+
+#[test]
+fn an_image_kernel_that_writes_nothing_loses_nobody() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let images = [guest("power", &dir), guest("counter", &dir)];
+    stories::without_an_image(&guest("timer", &dir), [&images[0], &images[1]], dir.path())
+}

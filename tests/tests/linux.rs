@@ -81,10 +81,16 @@ fn amd_sockets() -> Result<()> {
     tell(amd(), &["6.1/agent", "6.12/sockets", "6.12/oracle-vsock", "7.2/socket-clones"])
 }
 
-/// Ten switches between three kernels that sleep in memory; in files, with `make torture`.
+/// Ten switches between three kernels that sleep in memory (in files: `make torture`).
 #[test]
 fn amd_switch() -> Result<()> {
     tell(amd(), &["switch"])
+}
+
+/// A kernel writes another to a disk from its `/proc/vmcore`; the rest is in `make torture`.
+#[test]
+fn amd_image_kernels() -> Result<()> {
+    tell(amd(), &["6.1/suspended-poweroff", "7.2/suspended-stub"])
 }
 
 /// A sample; `make torture` goes through 100.

@@ -81,12 +81,27 @@ pub struct BootRequest {
     /// Guest RAM in bytes; as much as the awake one has if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// vCPUs; as many as the awake one has if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
     /// What it will be called; after its version if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Whether it gets the writable disks too.
     #[serde(default)]
     pub share_disks: bool,
+    /// Makes it an image kernel, which is shown the one that falls asleep as its `/proc/vmcore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRequest>,
+}
+
+/// What an image kernel is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRequest {
+    /// The file that will be what it writes to its disk, absolute; without it there is no such disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_to: Option<PathBuf>,
 }
 
 /// What a kernel that wakes up makes of the time it slept.
@@ -486,9 +501,15 @@ fn switch_request(body: &[u8]) -> Result<SwitchRequest, ApiError> {
     if request.to.is_some() == request.boot.is_some() {
         return Err(ApiError::bad_request("expected one of `to` and `boot`"));
     }
-    let boot = request.boot.iter();
+    if let Some(vcpus) = request.boot.as_ref().and_then(|boot| boot.vcpus)
+        && !crate::layout::VCPUS.contains(&vcpus)
+    {
+        return Err(ApiError::bad_request(format!("{vcpus} vCPUs: expected 1 to 16")));
+    }
+    let written = |boot: &BootRequest| boot.image.as_ref()?.write_to.clone();
     let files =
-        boot.flat_map(|boot| [Some(&boot.kernel), boot.initrd.as_ref()]).chain([request.keep_in.as_ref()]);
+        request.boot.iter().flat_map(|boot| [Some(boot.kernel.clone()), boot.initrd.clone(), written(boot)]);
+    let files = files.chain([request.keep_in.clone()]);
     if let Some(path) = files.flatten().find(|path| !path.is_absolute()) {
         return Err(ApiError::bad_request(format!("path must be absolute: {}", path.display())));
     }

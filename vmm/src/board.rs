@@ -112,7 +112,7 @@ impl Board {
         put(layout::RTC, layout::RTC_LEN, rtc.clone())?;
         put(layout::PANIC_PORT, 1, panic.clone())?;
         put(layout::ACPI_PM, layout::ACPI_PM_LEN, acpi_pm)?;
-        put(layout::EXIT_PORT, 1, exit)?;
+        put(layout::EXIT_PORT, layout::EXIT_PORT_LEN, exit)?;
         let buses = Buses { ports: Arc::new(ports), memory: Arc::new(memory) };
         Ok(Self { serial, i8042, panic, rtc, generation, panicked, virtio, buses })
     }

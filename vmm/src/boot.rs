@@ -24,6 +24,8 @@ pub struct BootSource {
     pub cmdline: String,
     /// How an ELF kernel is entered.
     pub protocol: ProtocolChoice,
+    /// What is in the memory map beside RAM, as (guest physical address, bytes): not to be touched by who doesn't know it.
+    pub reserved: Vec<(u64, u64)>,
 }
 
 /// Where and how the boot CPU starts.
@@ -127,7 +129,7 @@ pub fn load(mem: &GuestMemoryMmap, source: &BootSource, memory: u64, acpi: &[u8]
     let cmdline_len = write_cmdline(mem, &source.cmdline, cmdline_max)?;
     let rsdp = write_acpi(mem, acpi)?;
     write_reset_vector(mem)?;
-    let handover = Handover { cmdline_len, initrd, rsdp, map: memory_map(memory) };
+    let handover = Handover { cmdline_len, initrd, rsdp, map: memory_map(memory, &source.reserved) };
     match kernel.protocol {
         Protocol::Linux64 => linux64::write(mem, kernel.header, &handover)?,
         Protocol::Pvh => pvh::write(mem, &handover)?,
@@ -138,8 +140,8 @@ pub fn load(mem: &GuestMemoryMmap, source: &BootSource, memory: u64, acpi: &[u8]
     Ok(Boot { entry, identity: kernel.identity })
 }
 
-/// The memory map of a machine with `memory` bytes of RAM, in ascending order.
-pub fn memory_map(memory: u64) -> Vec<Range> {
+/// The memory map of a machine with `memory` bytes of RAM, in ascending order, and what is reserved above it.
+pub fn memory_map(memory: u64, reserved: &[(u64, u64)]) -> Vec<Range> {
     let ram = |start, end: u64| Range { start, size: end.saturating_sub(start), kind: RangeKind::Ram };
     let (acpi, acpi_end) = (layout::ACPI_TABLES, layout::ACPI_TABLES_END);
     let mut map = vec![
@@ -149,6 +151,7 @@ pub fn memory_map(memory: u64) -> Vec<Range> {
     ];
     let high = layout::ram_ranges(memory).into_iter().skip(1);
     map.extend(high.map(|(start, size)| ram(start, start + size)));
+    map.extend(reserved.iter().map(|&(start, size)| Range { start, size, kind: RangeKind::Reserved }));
     map.retain(|range| range.size > 0);
     map
 }

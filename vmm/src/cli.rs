@@ -61,6 +61,8 @@ pub enum Command {
     Agent(AgentVerb),
     /// Put a running VM's kernel to sleep, and have another one run on the same devices
     Switch(SwitchArgs),
+    /// Put a running VM's kernel to sleep, and boot one that sees it as /proc/vmcore and can write it to a disk
+    SuspendWith(SuspendArgs),
     /// List a VM's kernels: the one that is awake, and those that sleep
     Kernels(Remote),
     /// Drop a kernel that sleeps
@@ -247,6 +249,9 @@ pub struct SwitchArgs {
     /// Its RAM; as much as the kernel has that is awake, if not given
     #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "kernel", allow_hyphen_values = true)]
     pub memory: Option<u64>,
+    /// Its vCPUs; as many as the kernel has that is awake, if not given
+    #[arg(long, value_name = "N", value_parser = parse_vcpus, requires = "kernel", allow_hyphen_values = true)]
+    pub cpus: Option<u32>,
     /// What it will be called; after its version, if not given
     #[arg(long = "as", value_name = "NAME", value_parser = parse_name, requires = "kernel")]
     pub name: Option<String>,
@@ -259,6 +264,60 @@ pub struct SwitchArgs {
     /// What a kernel that wakes up makes of the time it slept
     #[arg(long, value_enum, default_value_t = SleptChoice::Advance)]
     pub time: SleptChoice,
+}
+
+/// `vmm suspend-with`.
+#[derive(Debug, Args)]
+pub struct SuspendArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// The kernel to boot
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Its command line; what it needs to know is added
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Its RAM
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "128M", allow_hyphen_values = true)]
+    pub memory: u64,
+    /// Its vCPUs
+    #[arg(long, value_name = "N", value_parser = parse_vcpus, default_value = "1", allow_hyphen_values = true)]
+    pub cpus: u32,
+    /// What it will be called; after its version, if not given
+    #[arg(long = "as", value_name = "NAME", value_parser = parse_name)]
+    pub name: Option<String>,
+    /// The snapshot that it is to write, to a disk with the serial number `image`
+    #[arg(long, value_name = "FILE")]
+    pub write_to: Option<PathBuf>,
+    /// What it is to do when it has written it
+    #[arg(long, value_enum, default_value_t = AfterImage::Poweroff, requires = "write_to")]
+    pub then: AfterImage,
+}
+
+/// What an image kernel's init does when it has written the image.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AfterImage {
+    /// End the VM, of which the snapshot is left
+    Poweroff,
+    /// Give the machine back to the kernel that sleeps
+    Return,
+    /// Have the restore stub restart the machine from the snapshot
+    Stub,
+}
+
+impl AfterImage {
+    /// For the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Poweroff => "poweroff",
+            Self::Return => "return",
+            Self::Stub => "stub",
+        }
+    }
 }
 
 /// What a kernel that wakes up makes of the time it slept.

@@ -7,7 +7,7 @@
 //! guest physical                                       I/O ports
 //! 0000_0000  ┌──────────────────────────┐              0x060 0x064  i8042 (reset only)
 //!       0500 │ GDT                      │              0x070 0x071  real-time clock
-//!       6000 │ PVH start_info           │              0x0f4         exit port
+//!       6000 │ PVH start_info           │              0x0f4 0x0f5  exit port, control port
 //!       7000 │ zero page (boot_params)  │              0x3f8..0x400  COM1
 //!       9000 │ page tables, 4 GiB 1:1   │              0x505         panic device
 //!     2_0000 │ kernel command line      │              0x600..0x603  ACPI sleep and reset registers
@@ -85,6 +85,8 @@ pub const RTC: u16 = 0x70;
 pub const RTC_LEN: u16 = 2;
 /// A byte written here ends the VM, and is the process's exit status.
 pub const EXIT_PORT: u16 = 0xf4;
+/// Number of its ports: the control port follows it.
+pub const EXIT_PORT_LEN: u16 = 2;
 /// First port of COM1.
 pub const COM1: u16 = 0x3f8;
 /// Number of 8250 registers.

@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use vmm::api::{BalloonRequest, BootRequest, Command as Verb, ForgetRequest, StopRequest, SwitchRequest};
+use vmm::api::{
+    BalloonRequest, BootRequest, Command as Verb, ForgetRequest, ImageRequest, StopRequest, SwitchRequest,
+};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
     AgentVerb, ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs,
-    SwitchArgs, TimeChoice,
+    SuspendArgs, SwitchArgs, TimeChoice,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Resume(vm) => ask(&vm, &Verb::Resume),
         Command::Stop(args) => ask(&args.remote, &Verb::Stop(StopRequest { all: args.all })),
         Command::Switch(args) => switch(&args),
+        Command::SuspendWith(args) => suspend_with(&args),
         Command::Kernels(vm) => ask(&vm, &Verb::Kernels),
         Command::Forget(args) => ask(&args.remote, &Verb::Forget(ForgetRequest { name: args.name })),
         Command::Balloon(args) => {
@@ -85,6 +88,7 @@ fn run(args: Run) -> Result<ExitCode> {
         initrd: args.initrd,
         cmdline: args.cmdline,
         protocol: args.entry.into(),
+        reserved: Vec::new(),
     };
     operate(kvm, &args.api, &args.kernel, false, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
@@ -226,16 +230,38 @@ fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
 }
 
+/// Absolute, since the VM's process may have another working directory.
+fn here(path: &PathBuf) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{}", path.display()))
+}
+
+/// What a kernel's init is to do is told by a word on its command line.
+fn suspend_with(args: &SuspendArgs) -> Result<ExitCode> {
+    let then = args.write_to.as_ref().map_or(String::new(), |_| format!(" image={}", args.then.word()));
+    let boot = BootRequest {
+        kernel: here(&args.kernel)?,
+        initrd: args.initrd.as_ref().map(here).transpose()?,
+        cmdline: format!("{}{then}", args.cmdline),
+        memory_bytes: Some(args.memory),
+        vcpus: Some(args.cpus),
+        name: args.name.clone(),
+        share_disks: false,
+        image: Some(ImageRequest { write_to: args.write_to.as_ref().map(here).transpose()? }),
+    };
+    ask(&args.remote, &Verb::Switch(SwitchRequest { boot: Some(boot), ..SwitchRequest::default() }))
+}
+
 fn switch(args: &SwitchArgs) -> Result<ExitCode> {
-    let here = |path: &PathBuf| std::path::absolute(path).with_context(|| format!("{}", path.display()));
     let boot = args.kernel.as_ref().map(|kernel| {
         anyhow::Ok(BootRequest {
             kernel: here(kernel)?,
             initrd: args.initrd.as_ref().map(here).transpose()?,
             cmdline: args.cmdline.clone(),
             memory_bytes: args.memory,
+            vcpus: args.cpus,
             name: args.name.clone(),
             share_disks: args.share_disks,
+            image: None,
         })
     });
     let request = SwitchRequest {

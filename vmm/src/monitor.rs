@@ -6,9 +6,9 @@
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
 use crate::api::{
-    ApiCall, ApiError, BalloonRequest, BalloonStatus, BootRequest, Command, KernelList, KernelStatus,
-    NetworkStatus, Reply, RunState, SleptTime, SnapshotRequest, SnapshotSummary, Status, SwitchRequest,
-    SwitchSummary, Then,
+    ApiCall, ApiError, BalloonRequest, BalloonStatus, BootRequest, Command, ImageRequest, KernelList,
+    KernelStatus, NetworkStatus, Reply, RunState, SleptTime, SnapshotRequest, SnapshotSummary, Status,
+    SwitchRequest, SwitchSummary, Then,
 };
 use crate::boot::BootSource;
 use crate::clock::TimePolicy;
@@ -16,10 +16,12 @@ use crate::complaint;
 use crate::disk::DiskCare;
 use crate::kernel::ProtocolChoice;
 use crate::outcome::Outcome;
+use crate::run_loop::Stop;
 use crate::signals::EndSignals;
-use crate::switch::{KernelInfo, Kernels, Newcomer, Next, SwitchError};
+use crate::switch::{ImageWish, KernelInfo, Kernels, Newcomer, Next, SwitchError};
 use crate::tap::TapName;
 use crate::terminal::{Action, HELP, Terminal};
+use devices::Request;
 use devices::virtio::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
@@ -106,9 +108,14 @@ impl Monitor {
         let machine = self.kernels.machine();
         let _ = machine.stop_event().read();
         if let Some(stop) = machine.stop_reason() {
+            let restart = stop == Stop::Guest(Request::Restart);
             let outcome = Outcome::of(stop, machine.board().panic_seen());
             let outcome = outcome.at(|| machine.pause().places()).unless(machine.lost_ram());
-            self.end_kernel(outcome);
+            match outcome {
+                Outcome::GaveUp if restart => self.restart(),
+                Outcome::PoweredOff if self.kernels.is_image_kernel() => self.end_with_image(),
+                outcome => self.end_kernel(outcome),
+            }
         }
     }
 
@@ -117,9 +124,40 @@ impl Monitor {
         let Some(next) = self.kernels.last_asleep() else { return self.end(outcome) };
         let (name, _) = self.kernels.origin();
         self.say(&format!("vmm: kernel `{name}`: {outcome}; `{next}` goes on"));
+        self.replace_ended(outcome);
+    }
+
+    fn replace_ended(&mut self, outcome: Outcome) {
         if let Err(error) = self.kernels.replace_ended() {
             self.say(&format!("vmm: {}", complaint::one_line(&error)));
             self.end(outcome);
+        }
+    }
+
+    /// An image kernel that powers off ends the VM: what it wrote is what is left of the one that sleeps. If that is not whole, the
+    /// one that sleeps goes on.
+    fn end_with_image(&mut self) {
+        match self.kernels.finish_image() {
+            Ok(written) => {
+                let text = written.map(|path| format!("vmm: {} is whole", path.display()));
+                text.iter().for_each(|text| self.say(&complaint::printable(text)));
+                self.end(Outcome::PoweredOff);
+            }
+            Err(error) => {
+                self.say(&format!("vmm: {}", complaint::one_line(&error)));
+                self.end_kernel(Outcome::PoweredOff);
+            }
+        }
+    }
+
+    /// The restore stub takes over; if it says no, the one that sleeps goes on.
+    fn restart(&mut self) {
+        match self.kernels.restart() {
+            Ok(said) => self.say(&complaint::printable(&said)),
+            Err(error) => {
+                self.say(&format!("vmm: {}", complaint::one_line(&error)));
+                self.replace_ended(Outcome::GaveUp);
+            }
         }
     }
 
@@ -304,9 +342,10 @@ fn wait_for(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
 }
 
 fn newcomer(boot: BootRequest) -> Newcomer {
-    let BootRequest { kernel, initrd, cmdline, memory_bytes, name, share_disks } = boot;
-    let source = BootSource { kernel, initrd, cmdline, protocol: ProtocolChoice::Auto };
-    Newcomer { name, source, memory: memory_bytes, vcpus: None, share_disks }
+    let BootRequest { kernel, initrd, cmdline, memory_bytes, vcpus, name, share_disks, image } = boot;
+    let source = BootSource { kernel, initrd, cmdline, protocol: ProtocolChoice::Auto, reserved: Vec::new() };
+    let image = image.map(|ImageRequest { write_to }| ImageWish { write_to });
+    Newcomer { name, source, memory: memory_bytes, vcpus, share_disks, image }
 }
 
 fn conflict(error: &SwitchError) -> ApiError {

@@ -23,6 +23,8 @@ pub enum Outcome {
     Exit(u8),
     /// The user ended it: escape key, `vmm stop`, or a snapshot that asked for it.
     Stopped,
+    /// The guest gave the machine to another kernel, by the control port.
+    GaveUp,
     /// A signal ended it.
     Signal(i32),
     /// The monitor or KVM failed.
@@ -38,6 +40,7 @@ impl Outcome {
             Stop::Guest(Request::Panicked) => Self::Panicked,
             Stop::Guest(Request::Reset) | Stop::TripleFault if panic_seen => Self::Panicked,
             Stop::Guest(Request::Reset) => Self::Reset,
+            Stop::Guest(Request::Return | Request::Restart) => Self::GaveUp,
             Stop::TripleFault => Self::TripleFault(Vec::new()),
             Stop::Fault(text) => Self::Fault(text),
         }
@@ -64,7 +67,7 @@ impl Outcome {
     pub fn status(&self) -> u8 {
         match self {
             Self::PoweredOff | Self::Stopped => 0,
-            Self::Fault(_) => 1,
+            Self::Fault(_) | Self::GaveUp => 1,
             Self::Panicked => 3,
             Self::Reset => 4,
             Self::TripleFault(_) => 5,
@@ -86,6 +89,7 @@ impl fmt::Display for Outcome {
             Self::Panicked => write!(f, "the guest's kernel panicked"),
             Self::Exit(status) => write!(f, "the guest ended with status {status}"),
             Self::Stopped => write!(f, "stopped"),
+            Self::GaveUp => write!(f, "the guest gave the machine to another kernel"),
             Self::Signal(signal) => write!(f, "ended by signal {signal}"),
             Self::Fault(text) => write!(f, "the guest cannot go on: {text}"),
         }

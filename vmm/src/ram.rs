@@ -65,8 +65,18 @@ pub struct FileRange {
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     memory: GuestMemoryMmap,
+    windows: Vec<Window>,
     mapped: Option<Arc<OwnMemory>>,
     watch: Option<Arc<Watch>>,
+}
+
+/// Memory that a guest may read beside its RAM: no part of a snapshot, and out of its devices' reach.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Guest physical address at which address 0 of the memory is seen.
+    pub base: u64,
+    /// What is seen.
+    pub memory: GuestMemoryMmap,
 }
 
 /// How RAM that is a snapshot's private mapping is read: by system calls. Whoever can write to the snapshot can shorten
@@ -111,7 +121,20 @@ impl GuestRam {
             regions.push(map(&file, FileRange { gpa, len, offset }, libc::MAP_SHARED)?);
             offset += len;
         }
-        Ok(Self { memory: collect(regions)?, mapped: None, watch: None })
+        Ok(Self { memory: collect(regions)?, windows: Vec::new(), mapped: None, watch: None })
+    }
+
+    /// Memory from address 0 on with these bytes, whole pages, in a memfd.
+    ///
+    /// # Errors
+    /// When the host will not give so much.
+    pub fn of_bytes(bytes: &[u8]) -> Result<Self, RamError> {
+        let len = bytes.len() as u64;
+        let failed = |source| RamError::Memfd { bytes: len, source };
+        let file = memfd(len).map_err(failed)?;
+        file.write_all_at(bytes, 0).map_err(failed)?;
+        let region = map(&Arc::new(file), FileRange { gpa: 0, len, offset: 0 }, libc::MAP_SHARED)?;
+        Ok(Self { memory: collect(vec![region])?, windows: Vec::new(), mapped: None, watch: None })
     }
 
     /// RAM whose bytes are a snapshot's, mapped privately: what the guest writes never reaches the file.
@@ -122,7 +145,12 @@ impl GuestRam {
         let file = Arc::new(file);
         let regions =
             ranges.iter().map(|range| map(&file, *range, libc::MAP_PRIVATE)).collect::<Result<_, _>>()?;
-        Ok(Self { memory: collect(regions)?, mapped: Some(Arc::new(OwnMemory::open()?)), watch: None })
+        Ok(Self {
+            memory: collect(regions)?,
+            windows: Vec::new(),
+            mapped: Some(Arc::new(OwnMemory::open()?)),
+            watch: None,
+        })
     }
 
     /// The same, and if the snapshot at `path`, which it is mapped from, is shortened, that is told; see [`lost_ram`].
@@ -148,6 +176,16 @@ impl GuestRam {
     /// The mapped memory.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// The same RAM, with windows on other memory.
+    pub fn with_windows(self, windows: Vec<Window>) -> Self {
+        Self { windows, ..self }
+    }
+
+    /// What the guest may read beside it.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
     }
 
     /// Whether this is a private mapping of a snapshot.

@@ -4,15 +4,15 @@
 //! offer is read off the state itself; a person reads it in the manifest, and a restore holds the state against the host.
 
 use crate::capture::MachineState;
-use crate::disk::{self, DiskCare, DiskRecord, DisksError};
+use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError};
 use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
 use crate::ram::GuestRam;
 use crate::vcpu_state::VcpuState;
 use crate::{cpuid, layout};
 use snapshot::{
-    About, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange, RamSource,
-    Registers, Section, SectionError, Summary, UnverifiedSnapshot, WriteError,
+    About, ChunkContent, Contents, Elfcorehdr, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange,
+    RamSource, Registers, Section, SectionError, Summary, UnverifiedSnapshot, WriteError,
 };
 use std::io;
 use std::path::Path;
@@ -84,17 +84,58 @@ impl PausedMachine<'_> {
         let disks = &self.machine().disks;
         disk::sync(disks)?;
         let (records, kept) = disk::record(disks, care, path, &generation)?;
-        let mut sections = sections(&state)?;
-        sections.push(Section::encode(DISKS, SECTION_VERSION, &records)?);
-        let vcpus: Vec<_> = state.vcpus.iter().map(debugger_registers).collect();
+        let notes = Notes::new(&state, &records, generation)?;
         let ram = SavedRam::new(self.ram(), state.shape.memory);
-        let about = about(&state, generation);
-        let contents = Contents { about, vcpus: &vcpus, sections: &sections, ram: &ram };
+        let contents = notes.contents(&ram);
         let replaced = records_at(path).unwrap_or_default();
         let summary = snapshot::write(path, &contents, progress)?;
         kept.claim();
         disk::remove_kept(&replaced, &records, path);
         Ok(summary)
+    }
+}
+
+/// A machine that stands still, as another kernel is shown it: headers and notes for `at` in that kernel's memory, RAM at `window`.
+/// The disks are synced and recorded, as in a snapshot.
+///
+/// # Errors
+/// As [`PausedMachine::save`].
+pub(crate) fn elfcorehdr(
+    state: &MachineState,
+    ram: &GuestRam,
+    disks: &[Disk],
+    at: u64,
+    window: u64,
+) -> Result<Elfcorehdr, SaveError> {
+    let generation = GenerationId::random().map_err(SaveError::Random)?;
+    disk::sync(disks)?;
+    // No disk is kept, so there is no file for it to lie beside.
+    let (records, _) = disk::record(disks, DiskCare::default(), Path::new(""), &generation)?;
+    let notes = Notes::new(state, &records, generation)?;
+    Ok(Elfcorehdr::new(&notes.contents(&SavedRam::new(ram, state.shape.memory)), at, window)?)
+}
+
+/// All of a snapshot but its RAM.
+struct Notes {
+    about: About,
+    vcpus: Vec<Registers>,
+    sections: Vec<Section>,
+}
+
+impl Notes {
+    fn new(
+        state: &MachineState,
+        records: &[DiskRecord],
+        generation: GenerationId,
+    ) -> Result<Self, SectionError> {
+        let mut sections = sections(state)?;
+        sections.push(Section::encode(DISKS, SECTION_VERSION, &records)?);
+        let vcpus = state.vcpus.iter().map(debugger_registers).collect();
+        Ok(Self { about: about(state, generation), vcpus, sections })
+    }
+
+    fn contents<'a>(&'a self, ram: &'a SavedRam) -> Contents<'a> {
+        Contents { about: self.about.clone(), vcpus: &self.vcpus, sections: &self.sections, ram }
     }
 }
 

@@ -9,8 +9,8 @@ use crate::layout;
 use crate::ram::GuestRam;
 use crate::vcpu_state::HostVcpu;
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::sync::Arc;
@@ -94,11 +94,15 @@ pub fn host_vcpu(vm: &VmFd, msr_list: Vec<u32>) -> HostVcpu {
 }
 
 fn register_memslots(vm: &VmFd, ram: &GuestRam) -> Result<(), Ioctl> {
-    for (slot, region) in ram.memory().iter().enumerate() {
+    let own = ram.memory().iter().map(|region| (0, 0, region));
+    let windows = ram.windows().iter();
+    let windows =
+        windows.flat_map(|window| window.memory.iter().map(|region| (window.base, KVM_MEM_READONLY, region)));
+    for (slot, (base, flags, region)) in own.chain(windows).enumerate() {
         let memslot = kvm_userspace_memory_region {
             slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
+            flags,
+            guest_phys_addr: base + region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };

@@ -94,6 +94,42 @@ fn the_machine_comes_back_from_every_layout() {
     }
 }
 
+/// What a kernel reads at these addresses: the headers and notes, and RAM behind them.
+fn memory(hdr: &[u8], at: u64, window: u64, ram: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let mut out = hdr.to_vec();
+    let mut offsets = vec![number(hdr, 64 + 8) - at];
+    for (index, (gpa, bytes)) in (1..).zip(ram) {
+        assert_eq!(segment(hdr, index), (window + gpa, *gpa, bytes.len() as u64));
+        offsets.push(out.len() as u64);
+        out.extend(bytes);
+    }
+    for (index, offset) in offsets.iter().enumerate() {
+        let field = 64 + 56 * index + 8;
+        out[field..field + 8].copy_from_slice(&offset.to_le_bytes());
+    }
+    out
+}
+
+#[test]
+fn what_linux_makes_of_an_elfcorehdr_is_the_machine() {
+    let machine = Machine::small();
+    let (at, window) = (7 << 30, 8 << 30);
+    let Machine { about, vcpus, sections, ram } = &machine;
+    let contents = snapshot::Contents { about: about.clone(), vcpus, sections, ram };
+    let hdr = snapshot::Elfcorehdr::new(&contents, at, window).unwrap();
+    // Linux reads as many bytes of notes as p_memsz says, and stops at a note header of zeroes.
+    let notes = segment(&hdr.bytes, 0);
+    let read = number(&hdr.bytes, 64 + 40);
+    assert!(notes.0 == at + 4096 && read >= notes.2 + 12 && hdr.bytes.len() as u64 == 4096 + read);
+    assert!(hdr.bytes[(4096 + notes.2) as usize..].iter().all(|byte| *byte == 0));
+    let copy = relay(&memory(&hdr.bytes, at, window, &original(&machine)), PLAIN);
+    assert_eq!(copy.len() as u64, hdr.vmcore_len);
+    let snapshot = verify(&copy).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(restored(&snapshot), original(&machine));
+    assert_eq!(snapshot.manifest(), verify(&machine.file()).unwrap().manifest());
+    snapshot.verify_ram(&mut |_, _| ()).unwrap();
+}
+
 #[test]
 fn its_ram_is_checked_in_the_order_of_addresses() {
     let machine = Machine::small();

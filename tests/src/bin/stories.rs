@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use vmm_tests::guests::{Guest, LINUX};
-use vmm_tests::stories::{self, Gap};
+use vmm_tests::stories::{self, After, Gap};
 
 /// What makes a Linux kernel panic.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
@@ -137,10 +137,23 @@ fn all() -> Vec<(String, Story)> {
     for (name, files) in [("switch", false), ("switch-files", true)] {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
+    for (name, after) in [("poweroff", After::Poweroff), ("return", After::Return), ("stub", After::Stub)] {
+        for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
+            let story = Box::new(move |dir: &Path| suspended_with(version, by, after, dir));
+            stories.push((format!("{version}/suspended-{name}"), story));
+        }
+    }
     for name in ["counter", "registers", "timer", "dirty", "smp", "entropy"] {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
     stories
+}
+
+/// A guest with two vCPUs under load is written to a disk by another kernel.
+fn suspended_with(version: &str, by: &'static str, after: After, dir: &Path) -> Result<()> {
+    let run = format!("{}beat {}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
+    let guest = Guest::linux(version, &format!("yes > /dev/null & {run}")).pulse("beat ").cpus(2);
+    stories::suspended_with(&guest, &Guest::linux(by, "").memory("128M"), after, dir)
 }
 
 /// Ten switches between three stock kernels.

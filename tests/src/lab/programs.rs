@@ -7,15 +7,20 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Packages and programs.
-const FOR_GUESTS: [(&str, &str); 3] =
-    [("guest-kernels", "witness"), ("guest-kernels", "sockets"), ("agent", "vmm-agent")];
+const FOR_GUESTS: [(&str, &str); 4] = [
+    ("guest-kernels", "witness"),
+    ("guest-kernels", "sockets"),
+    ("guest-kernels", "vmm-image"),
+    ("agent", "vmm-agent"),
+];
 
 /// What runs in the lab, and in its guests.
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
     /// The monitor.
     pub(super) vmm: PathBuf,
-    /// Programs for guests: one notices what a snapshot loses, one speaks through sockets, one does what `vmm exec` asks.
+    /// Programs for guests: one notices what a snapshot loses, one speaks through sockets, one writes
+    /// what an image kernel is for, one does what `vmm exec` asks.
     pub(super) for_guests: Vec<PathBuf>,
 }
 

@@ -28,7 +28,9 @@ pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, 
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
 pub use stub::{by_stub, stub_rate};
-pub use switching::{TELL_LIFE, Turn, nobody_is_lost, stale_disk, take_turns};
+pub use switching::{
+    After, TELL_LIFE, Turn, nobody_is_lost, stale_disk, suspended_with, take_turns, without_an_image,
+};
 pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,

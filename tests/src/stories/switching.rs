@@ -4,7 +4,7 @@
 //! Holds: a guest that slept goes on with the next number, in the same boot.
 
 use crate::guests::Guest;
-use crate::vm::TestVm;
+use crate::vm::{TestVm, vmm};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -147,5 +147,95 @@ fn is_stale(vm: &mut TestVm, guest: &Guest) -> Result<()> {
     let refused =
         vm.ask("switch", &["--to", &guest.word()]).err().context("it wakes up to a changed disk")?;
     ensure!(refused.to_string().contains("its disk `data` was written while it slept"), "{refused:#}");
+    Ok(())
+}
+
+/// What becomes of a machine that another kernel has written to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// That kernel powers off; a new process restores the machine.
+    Poweroff,
+    /// It gives the machine back.
+    Return,
+    /// The restore stub restarts it, in the same process.
+    Stub,
+}
+
+/// A kernel is frozen, another writes it to a disk from its `/proc/vmcore`, and it goes on.
+///
+/// # Errors
+/// It doesn't, or what was written isn't whole.
+pub fn suspended_with(guest: &Guest, image: &Guest, after: After, dir: &Path) -> Result<()> {
+    let file = dir.join("image.snapshot");
+    let path = file.to_str().context("path")?;
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life { guest, beat: None, boot: None };
+    life.goes_on(&mut vm)?;
+    let then = match after {
+        After::Poweroff => "poweroff",
+        After::Return => "return",
+        After::Stub => "stub",
+    };
+    let args =
+        [image.switch_args(), ["--write-to", path, "--then", then].map(str::to_owned).to_vec()].concat();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    vm.ask("suspend-with", &args)?;
+    println!("{}", vm.wait_for("ready kernel=")?);
+    println!("{}", vm.wait_for("image: ")?);
+    match after {
+        After::Poweroff => {
+            let status = vm.wait()?;
+            ensure!(status == 0, "status {status}");
+            for stub in [false, true] {
+                verify(&file)?;
+                let arguments: &[&str] = if stub { &["--via-stub"] } else { &[] };
+                let mut vm = TestVm::restore_with(&file, arguments)?;
+                let mut life = Life { guest, beat: life.beat, boot: life.boot.clone() };
+                life.goes_on(&mut vm).with_context(|| format!("restored, stub: {stub}"))?;
+            }
+        }
+        After::Return => {
+            vm.wait_for("goes on")?;
+            life.goes_on(&mut vm)?;
+        }
+        After::Stub => {
+            println!("{}", vm.wait_for("stub: ")?);
+            life.goes_on(&mut vm)?;
+            verify(&file)?;
+        }
+    }
+    Ok(())
+}
+
+/// An image kernel that powers off without an image, or is stopped, loses nobody, and leaves no file.
+///
+/// # Errors
+/// The one that sleeps doesn't go on.
+pub fn without_an_image(guest: &Guest, image: [&Guest; 2], dir: &Path) -> Result<()> {
+    let file = dir.join("image.snapshot");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life { guest, beat: None, boot: None };
+    life.goes_on(&mut vm)?;
+    let write = ["--write-to".to_owned(), file.display().to_string()];
+    for (image, stop) in [(image[0], false), (image[1], true)] {
+        let args = [&image.switch_args()[..], &write].concat();
+        vm.ask("suspend-with", &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+        if stop {
+            vm.wait_for(image.pulse)?;
+            vm.ask("stop", &[])?;
+        }
+        vm.wait_for("goes on")?;
+        life.goes_on(&mut vm)?;
+        let names = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name());
+        let left: Vec<_> =
+            names.filter(|name| name == "image.snapshot" || name.as_encoded_bytes()[0] == b'.').collect();
+        ensure!(left.is_empty(), "files are left: {left:?}");
+    }
+    Ok(())
+}
+
+fn verify(file: &Path) -> Result<()> {
+    let output = vmm(["verify", file.to_str().context("path")?])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

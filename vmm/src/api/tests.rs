@@ -75,8 +75,10 @@ fn boot() -> BootRequest {
         initrd: Some("/boot/initrd".into()),
         cmdline: "quiet".into(),
         memory_bytes: Some(1 << 28),
+        vcpus: Some(2),
         name: Some("b".into()),
         share_disks: true,
+        image: Some(ImageRequest { write_to: Some("/tmp/image".into()) }),
     }
 }
 
@@ -136,6 +138,7 @@ fn the_document_has_the_types_fields_and_no_others() {
     let switch = SwitchRequest { boot: Some(boot()), ..switch_back() };
     assert_eq!(properties("SwitchRequest"), fields(&switch));
     assert_eq!(properties("BootRequest"), fields(&boot()));
+    assert_eq!(properties("ImageRequest"), fields(&boot().image.unwrap()));
     assert_eq!(properties("ForgetRequest"), fields(&ForgetRequest { name: String::new() }));
     assert_eq!(properties("StopRequest"), fields(&StopRequest::default()));
     assert_eq!(properties("SwitchSummary"), fields(&switched()));
@@ -185,6 +188,7 @@ fn a_switch_is_to_one_kernel_whose_files_are_absolute() {
     let relative = [
         switch_to(BootRequest { kernel: "b".into(), ..boot() }),
         switch_to(BootRequest { initrd: Some("b".into()), ..boot() }),
+        switch_to(BootRequest { image: Some(ImageRequest { write_to: Some("b".into()) }), ..boot() }),
         SwitchRequest { keep_in: Some("b".into()), ..switch_back() },
     ];
     for request in relative {

@@ -20,7 +20,13 @@ fn files(kernel: &[u8]) -> Files {
 
 fn source(files: &Files, cmdline: &str) -> BootSource {
     let (kernel, initrd) = (files.kernel.path().into(), Some(files.initrd.path().into()));
-    BootSource { kernel, initrd, cmdline: cmdline.into(), protocol: ProtocolChoice::Auto }
+    BootSource {
+        kernel,
+        initrd,
+        cmdline: cmdline.into(),
+        protocol: ProtocolChoice::Auto,
+        reserved: Vec::new(),
+    }
 }
 
 fn read<T: ByteValued>(mem: &GuestMemoryMmap, address: u64) -> T {
@@ -69,8 +75,9 @@ fn an_elf_kernel_gets_a_header_of_its_own() {
 
 #[test]
 fn memory_map_has_the_hole_below_4_gib() {
-    let ends =
-        |memory| memory_map(memory).iter().map(|r| (r.start, r.start + r.size, r.kind)).collect::<Vec<_>>();
+    let ends = |memory| {
+        memory_map(memory, &[]).iter().map(|r| (r.start, r.start + r.size, r.kind)).collect::<Vec<_>>()
+    };
     use RangeKind::{Ram, Reserved};
     let low = [(0, 0x9_fc00, Ram), (0xe_0000, 0x10_0000, Reserved)];
     assert_eq!(ends(64 * MIB), [&low[..], &[(MIB, 64 * MIB, Ram)]].concat());

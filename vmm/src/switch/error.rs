@@ -2,13 +2,17 @@
 //!
 //! In: what failed. Out: one line that says so. Holds: a kernel is named as its user named it.
 
-use crate::disk::DisksError;
+use crate::disk::{DiskError, DisksError};
 use crate::kvm::Ioctl;
 use crate::load::LoadError;
+use crate::ram::RamError;
 use crate::restore::RestoreError;
 use crate::save::SaveError;
 use crate::start::StartError;
+use snapshot::VerifyError;
+use snapshot::publish::PublishError;
 use std::io;
+use std::path::PathBuf;
 
 /// Why no other kernel is awake. The one that was goes on, unless the error says that it can't.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +70,32 @@ pub enum SwitchError {
         /// What the host said.
         source: io::Error,
     },
+    /// An image kernel can't be shown the one that sleeps.
+    #[error("cannot show the image kernel what it is for: {0}")]
+    Window(#[source] RamError),
+    /// The file that an image kernel is to write can't be made or named.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The file can't be made long enough.
+    #[error("cannot make {} the image kernel's disk", path.display())]
+    ImageFile {
+        /// Which.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The file can't be a disk.
+    #[error(transparent)]
+    ImageDisk(DiskError),
+    /// What the image kernel wrote is no snapshot.
+    #[error(transparent)]
+    Image(#[from] VerifyError),
+    /// What the image kernel wrote is damaged.
+    #[error(transparent)]
+    ImageRam(#[from] snapshot::RamError),
+    /// A restart without something to restart from.
+    #[error("this kernel was given no disk to write an image to")]
+    NoImage,
     /// Neither the new nor the old kernel can run.
     #[error("{first}; and the kernel that was awake cannot go on: {second}")]
     Both {

@@ -10,9 +10,12 @@
 //! ```
 
 mod error;
+mod image;
 mod sleeper;
 
 pub use error::SwitchError;
+use image::Image;
+pub use image::{IMAGE_DISK, ImageWish};
 use sleeper::{Place, Ready, Sleeper};
 
 use crate::boot::BootSource;
@@ -42,6 +45,8 @@ pub struct Newcomer {
     pub vcpus: Option<u32>,
     /// Whether it gets the writable disks too.
     pub share_disks: bool,
+    /// Whether it is an image kernel, and what for.
+    pub image: Option<ImageWish>,
 }
 
 /// Who is to be awake next.
@@ -86,6 +91,8 @@ struct Awake {
     name: String,
     source: PathBuf,
     machine: Machine,
+    /// What an image kernel writes.
+    image: Option<Image>,
 }
 
 /// What [`Kernels`] holds at every time that it can be asked.
@@ -107,7 +114,7 @@ impl Kernels {
     /// One kernel, awake.
     pub fn new(kvm: Kvm, machine: Machine, source: PathBuf, ends: Ends) -> Self {
         let name = machine.shape().name.clone();
-        Self { kvm, ends, awake: Some(Awake { name, source, machine }), asleep: Vec::new() }
+        Self { kvm, ends, awake: Some(Awake { name, source, machine, image: None }), asleep: Vec::new() }
     }
 
     /// The machine of the one that is awake.
@@ -175,7 +182,11 @@ impl Kernels {
         let saved = if matches!(asleep.place, Place::File(_)) { started.elapsed() } else { Duration::ZERO };
         let switched =
             Switched { from: asleep.name.clone(), to: ready.name.clone(), pause: Duration::ZERO, saved };
-        self.hand_over(ready, asleep, shared)?;
+        let image = match next {
+            Next::Boot(newcomer) => newcomer.image.as_ref(),
+            Next::Wake(..) => None,
+        };
+        self.hand_over(ready, asleep, shared, image)?;
         Ok(Switched { pause: started.elapsed(), ..switched })
     }
 
@@ -187,9 +198,43 @@ impl Kernels {
         let name = self.last_asleep().ok_or(SwitchError::Ending)?;
         let ready = self.prepare(&Next::Wake(name.clone(), TimePolicy::Advance))?;
         self.awake = None;
-        self.run(ready)?;
+        self.run(ready, None)?;
         self.asleep.retain(|sleeper| sleeper.name != name);
         Ok(name)
+    }
+
+    /// Gives what an image kernel wrote its name, all of it checked, as it powers the machine off. `None` if it is none, or was
+    /// given nothing to write to.
+    ///
+    /// # Errors
+    /// It is no whole snapshot, or can't be named.
+    pub fn finish_image(&mut self) -> Result<Option<PathBuf>, SwitchError> {
+        let image = self.awake.as_mut().and_then(|awake| awake.image.take());
+        image.map_or(Ok(None), Image::finish)
+    }
+
+    /// Whether the one that is awake is an image kernel.
+    pub fn is_image_kernel(&self) -> bool {
+        self.awake.as_ref().is_some_and(|awake| awake.image.is_some())
+    }
+
+    /// Restarts the machine from what an image kernel wrote: the restore stub checks it and puts its RAM in place. Whoever slept is that
+    /// machine, and wakes up no more. Returns what the stub said.
+    ///
+    /// # Errors
+    /// There is no image, or it is refused; then nobody is awake.
+    pub fn restart(&mut self) -> Result<String, SwitchError> {
+        let image = self.awake.take().and_then(|awake| awake.image).ok_or(SwitchError::NoImage)?;
+        let path = image.publish()?;
+        let sleeper = self.asleep.last().ok_or(SwitchError::Ending)?;
+        let (snapshot, ram, report) = load::via_stub(&self.kvm, &path)?;
+        let state = load::state(&snapshot)?;
+        load::check_host(&self.kvm, &snapshot, &state)?;
+        let (name, disks) = (sleeper.name.clone(), sleeper.disks.clone());
+        let (time, generation) = (TimePolicy::Advance, Some(start::generation()?));
+        self.run(Ready { name, source: path, state, ram, time, disks, generation }, None)?;
+        self.asleep.pop();
+        Ok(report.line)
     }
 
     /// All that can be refused while the awake kernel still runs.
@@ -210,14 +255,21 @@ impl Kernels {
             .collect();
         let has_disk = |slot: &SlotState| !slot.is_disk() || disks.iter().any(|disk| disk.id == slot.id);
         let devices: Vec<_> = machine.board().virtio().save();
+        let image = newcomer.image.as_ref().is_some_and(|wish| wish.write_to.is_some());
         let devices = devices.iter().map(SlotState::after_reset).filter(has_disk);
+        let devices = image.then(image::disk_slot).into_iter().chain(devices).collect();
         let shape = Shape {
             name: machine.shape().name.clone(),
             vcpus: newcomer.vcpus.unwrap_or(machine.shape().vcpus),
             memory: newcomer.memory.unwrap_or(machine.shape().memory),
             kernel: Default::default(),
         };
-        let (state, ram) = start::prepare(&self.kvm, shape, devices.collect(), &newcomer.source)?;
+        let announced = newcomer
+            .image
+            .as_ref()
+            .map(|_| image::announce(&newcomer.source, shape.memory, machine.shape().memory));
+        let source = announced.as_ref().unwrap_or(&newcomer.source);
+        let (state, ram) = start::prepare(&self.kvm, shape, devices, source)?;
         let name = self.name_for(newcomer, &state)?;
         let source = newcomer.source.kernel.clone();
         Ok(Ready { name, source, state, ram, time: TimePolicy::Freeze, disks, generation: None })
@@ -262,17 +314,25 @@ impl Kernels {
             }
         };
         paused.keep();
-        let Awake { name, source, machine } = self.awake.take().ok_or(SwitchError::Ending)?;
+        let Awake { name, source, machine, .. } = self.awake.take().ok_or(SwitchError::Ending)?;
         let (ram, disks) = machine.dismantle();
         let place = kept.map_or(Place::Memory(ram), Place::File);
         Ok(Sleeper { name, source, state, place, disks, stamps: Vec::new(), since: Instant::now() })
     }
 
-    fn hand_over(&mut self, ready: Ready, mut asleep: Sleeper, shared: bool) -> Result<(), SwitchError> {
+    fn hand_over(
+        &mut self,
+        mut ready: Ready,
+        mut asleep: Sleeper,
+        shared: bool,
+        image: Option<&ImageWish>,
+    ) -> Result<(), SwitchError> {
         let to = ready.name.clone();
         let stamped = if shared { asleep.stamp() } else { Ok(()) };
-        if let Err(first) = stamped.and_then(|()| self.run(ready)) {
-            let back = asleep.ready(TimePolicy::Freeze).and_then(|ready| self.run(ready));
+        let image =
+            stamped.and_then(|()| image.map(|wish| image::show(&mut ready, &asleep, wish)).transpose());
+        if let Err(first) = image.and_then(|image| self.run(ready, image)) {
+            let back = asleep.ready(TimePolicy::Freeze).and_then(|ready| self.run(ready, None));
             let both = |second: SwitchError| SwitchError::Both {
                 first: first.to_string(),
                 second: second.to_string(),
@@ -284,13 +344,13 @@ impl Kernels {
         Ok(())
     }
 
-    fn run(&mut self, ready: Ready) -> Result<(), SwitchError> {
+    fn run(&mut self, ready: Ready, image: Option<Image>) -> Result<(), SwitchError> {
         let ends = HostEnds { disks: ready.disks, ..(self.ends)() };
         let mut machine = Machine::from_state(&self.kvm, &ready.state, ready.ram, ready.time, ends)
             .map_err(|source| SwitchError::Wake { name: ready.name.clone(), source })?;
         machine.generation = ready.generation;
         machine.resume();
-        self.awake = Some(Awake { name: ready.name, source: ready.source, machine });
+        self.awake = Some(Awake { name: ready.name, source: ready.source, machine, image });
         Ok(())
     }
 }

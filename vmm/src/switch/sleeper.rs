@@ -50,12 +50,21 @@ impl Sleeper {
     /// All it needs to run, if its disks are as they were.
     pub(super) fn ready(&self, time: TimePolicy) -> Result<Ready, SwitchError> {
         self.check_disks()?;
-        let (ram, generation) = match &self.place {
-            Place::Memory(ram) => (ram.clone(), None),
-            Place::File(snapshot) => (load::ram(snapshot)?, Some(start::generation()?)),
+        let generation = match &self.place {
+            Place::Memory(_) => None,
+            Place::File(_) => Some(start::generation()?),
         };
+        let ram = self.ram()?;
         let (name, source, disks) = (self.name.clone(), self.source.clone(), self.disks.clone());
         Ok(Ready { name, source, state: self.state.clone(), ram, time, disks, generation })
+    }
+
+    /// Its RAM.
+    pub(super) fn ram(&self) -> Result<GuestRam, SwitchError> {
+        match &self.place {
+            Place::Memory(ram) => Ok(ram.clone()),
+            Place::File(snapshot) => Ok(load::ram(snapshot)?),
+        }
     }
 
     /// Notes what its writable disks look like, since another may write to them now.
