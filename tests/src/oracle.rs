@@ -19,6 +19,10 @@ use vmm::vcpu_state::VcpuState;
 const CHUNK: usize = snapshot::CHUNK_SIZE as usize;
 /// The LAPIC timer's current count, which KVM derives from the time left: register 0x390 of the page.
 const LAPIC_TIMER_COUNT: std::ops::Range<usize> = 0x390..0x394;
+/// The processor priority: register 0xa0. It follows from the task priority and from what is in service, both of which are
+/// compared. KVM works it out anew whenever it is read or needed, but shows it as it last was: after `KVM_SET_LAPIC` that is
+/// without what is in service, which `kvm_apic_set_state` counts later.
+const LAPIC_PROCESSOR_PRIORITY: std::ops::Range<usize> = 0xa0..0xa4;
 /// MSRs that run by themselves: TSC, MPERF and APERF, Hyper-V's VP run time and time reference count.
 const RUNNING_MSRS: [u32; 5] = [0x10, 0xe7, 0xe8, 0x4000_0010, 0x4000_0020];
 /// Addresses of kvmclock's wall clock: a write is a command, so a restore leaves them out and a capture reads zero.
@@ -66,6 +70,7 @@ fn still(state: &mut MachineState) {
     for vcpu in &mut state.vcpus {
         vcpu.tsc = 0;
         vcpu.lapic.regs[LAPIC_TIMER_COUNT].fill(0);
+        vcpu.lapic.regs[LAPIC_PROCESSOR_PRIORITY].fill(0);
         // An unusable segment's type means nothing; kvm_intel marks it as accessed.
         let unusable = vcpu.sregs.segments.iter_mut().filter(|segment| segment.unusable != 0);
         unusable.for_each(|segment| segment.type_ = 0);
