@@ -81,10 +81,10 @@ fn amd_sockets() -> Result<()> {
     tell(amd(), &["6.1/agent", "6.12/sockets", "6.12/oracle-vsock", "7.2/socket-clones"])
 }
 
-/// Ten switches between three kernels that sleep in memory (in files: `make torture`).
+/// Ten switches between three kernels that sleep in memory (in files: `make torture`); entropy, balloon, console.
 #[test]
-fn amd_switch() -> Result<()> {
-    tell(amd(), &["switch"])
+fn amd_switch_and_small_devices() -> Result<()> {
+    tell(amd(), &["switch", "6.12/small-devices"])
 }
 
 /// A kernel writes another to a disk from its `/proc/vmcore`; the rest is in `make torture`.

@@ -126,6 +126,7 @@ fn all() -> Vec<(String, Story)> {
         add("oracle-every-device", Box::new(move |dir| stories::every_device(linux(stories::DO_WORK), dir)));
         let hanging = move || linux(stories::DO_WORK);
         add("disk-hangs", Box::new(move |dir| stories::outlives_a_disk_that_hangs(hanging(), dir)));
+        add("small-devices", Box::new(move |dir| stories::small_devices(&linux(stories::OBEY), dir)));
         add("disk-kept", Box::new(move |dir| stories::keeps_its_disk(linux(stories::DO_WORK), dir)));
         add(
             "disk-oracle",

@@ -12,6 +12,7 @@ mod keeping;
 mod kernel_id;
 mod network;
 mod refusing;
+mod small_devices;
 mod sockets;
 mod stub;
 mod switching;
@@ -26,6 +27,7 @@ pub use keeping::{TELL_BOOT_ID, capture_again, rounds, same_boot, second_process
 pub use kernel_id::knows_its_kernel;
 pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
+pub use small_devices::{OBEY, small_devices};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
 pub use stub::{by_stub, stub_rate};
 pub use switching::{
