@@ -34,14 +34,15 @@ pub fn small_devices(guest: &Guest, dir: &Path) -> Result<()> {
     vm.wait_for("listening")?;
     draw(&mut vm)?;
     gives_memory(&mut vm)?;
-    reports_free_memory(&mut vm, dir)?;
+    reports_free_memory(&mut vm, FILLED / 2, dir)?;
     vm.snapshot_and_stop(&file)?;
     let mut twins = [TestVm::restore(&file)?, TestVm::restore(&file)?];
     let [one, other] = [draw(&mut twins[0])?, draw(&mut twins[1])?];
     ensure!(one != other, "twins draw the same bytes: {one}");
     let [mut vm, _] = twins;
     gives_memory(&mut vm)?;
-    reports_free_memory(&mut vm, dir).context("restored")
+    // Of what a restored guest reports, pieces below 2 MiB show the snapshot's bytes again (`vmm::discard`).
+    reports_free_memory(&mut vm, FILLED / 8, dir).context("restored")
 }
 
 fn obeys(vm: &mut TestVm, word: &str) -> Result<String> {
@@ -66,8 +67,8 @@ fn gives_memory(vm: &mut TestVm) -> Result<()> {
     Ok(())
 }
 
-/// A file is written and removed: the memory that it took is in a snapshot, and a while later in none.
-fn reports_free_memory(vm: &mut TestVm, dir: &Path) -> Result<()> {
+/// A file is written and removed: the memory that it took is in a snapshot, and a while later so much of it in none.
+fn reports_free_memory(vm: &mut TestVm, gone: u64, dir: &Path) -> Result<()> {
     let scratch = dir.join("scratch");
     obeys(vm, "fill")?;
     let stored = |vm: &TestVm| -> Result<u64> {
@@ -79,7 +80,7 @@ fn reports_free_memory(vm: &mut TestVm, dir: &Path) -> Result<()> {
     // What lies in small pieces is not reported.
     until(vm, |vm| {
         least = least.min(stored(vm)?);
-        Ok(least + FILLED / 2 < full)
+        Ok(least + gone < full)
     })
     .with_context(|| format!("of {full} bytes at least {least} stay in the snapshot"))
 }
