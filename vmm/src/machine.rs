@@ -120,7 +120,15 @@ impl Machine {
         let Self { vcpus, board, vm, ram, disks, .. } = self;
         drop(vcpus);
         drop(board);
-        drop(vm);
+        // KVM takes the longer to take a VM apart the more RAM its guest has touched. The host's ends are free by now, so nobody
+        // need wait for it; the mapping stays until it is done.
+        let mapping = ram.clone();
+        let take_apart = move || {
+            drop(vm);
+            drop(mapping);
+        };
+        // Without a thread it is done here and now, as the closure is dropped.
+        drop(std::thread::Builder::new().name("vm end".to_owned()).spawn(take_apart));
         (ram, disks)
     }
 

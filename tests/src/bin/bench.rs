@@ -38,6 +38,12 @@ fn run() -> Result<()> {
     }
     println!("{ROUNDS} rounds, {MEMORY}, from the start of the process to the guest's first line\n");
     println!("{}", table(&mut boots, &mut restores));
+    println!("\nSwitches between two resident kernels beside the floor, medians:\n");
+    for (memory, bytes) in [("512M", 512 << 20), ("4G", 4 << 30)] {
+        let guests = [guest.clone().memory(memory), Guest::bare("timer", dir.path())?.memory(memory)];
+        let (switch, floor, ratio) = stories::switch_cost([&guests[0], &guests[1]], bytes, ROUNDS)?.medians();
+        println!("{memory}: switch {switch:.2} ms, floor {floor:.2} ms, ratio {ratio:.2}");
+    }
     println!("\nThe restore stub beside the host's memcpy, medians:\n");
     stories::stub_rate(&Guest::bare("dirty", dir.path())?.cmdline("size=96"), dir.path())
 }

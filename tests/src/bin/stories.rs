@@ -138,6 +138,8 @@ fn all() -> Vec<(String, Story)> {
     for (name, files) in [("switch", false), ("switch-files", true)] {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
+    stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
+    stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
     for (name, after) in [("poweroff", After::Poweroff), ("return", After::Return), ("stub", After::Stub)] {
         for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
             let story = Box::new(move |dir: &Path| suspended_with(version, by, after, dir));
@@ -148,6 +150,20 @@ fn all() -> Vec<(String, Story)> {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
     stories
+}
+
+/// Switches between two stock kernels, with little RAM and with much.
+fn switch_cost() -> Result<()> {
+    for (memory, bytes) in [("512M", 512 << 20), ("4G", 4 << 30)] {
+        let guests = [("6.1", "beat-6.1 "), ("6.12", "beat-6.12 ")].map(|(version, pulse)| {
+            let run = format!("{}{pulse}{}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
+            Guest::linux(version, &run).pulse(pulse).memory(memory)
+        });
+        let cost = stories::switch_cost([&guests[0], &guests[1]], bytes, 20)?;
+        let (switch, floor, ratio) = cost.medians();
+        println!("switch with {memory}: {switch:.1} ms, floor {floor:.1} ms, ratio {ratio:.2}");
+    }
+    Ok(())
 }
 
 /// A guest with two vCPUs under load is written to a disk by another kernel.

@@ -3,6 +3,7 @@
 //! In: guests that show their life by different words, a directory. Out: how long each switch took, or why the story failed.
 //! Holds: a guest that slept goes on with the next number, in the same boot.
 
+use crate::floor::Floor;
 use crate::guests::Guest;
 use crate::vm::{TestVm, vmm};
 use anyhow::{Context, Result, ensure};
@@ -238,4 +239,47 @@ fn verify(file: &Path) -> Result<()> {
     let output = vmm(["verify", file.to_str().context("path")?])?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
+}
+
+/// What switches between two guests took, and the floor between them, in milliseconds.
+#[derive(Clone, Debug, Default)]
+pub struct Cost {
+    /// Each switch.
+    pub switches: Vec<f64>,
+    /// Each run of the floor.
+    pub floors: Vec<f64>,
+}
+
+impl Cost {
+    /// Medians of both, and their ratio.
+    pub fn medians(&self) -> (f64, f64, f64) {
+        let (switch, floor) = (median(&self.switches), median(&self.floors));
+        (switch, floor, switch / floor)
+    }
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0
+}
+
+/// So many switches between two guests that are both resident, and as many runs of the floor, by turns.
+///
+/// # Errors
+/// A guest doesn't go on where it was, or the floor can't be measured.
+pub fn switch_cost(guests: [&Guest; 2], memory: u64, count: usize) -> Result<Cost> {
+    let floor = Floor::new(memory)?;
+    let mut vm = TestVm::start(&guests[0].run_args())?;
+    let mut lives = guests.map(|guest| Life { guest, beat: None, boot: None });
+    lives[0].goes_on(&mut vm)?;
+    switch(&mut vm, guests[1], true, None)?;
+    lives[1].goes_on(&mut vm)?;
+    let mut cost = Cost::default();
+    for number in 0..count {
+        cost.floors.push(floor.measure()?.as_secs_f64() * 1e3);
+        cost.switches.push(switch(&mut vm, guests[number % 2], false, None)?.pause_ms);
+        lives[number % 2].goes_on(&mut vm)?;
+    }
+    Ok(cost)
 }
