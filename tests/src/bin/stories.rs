@@ -139,7 +139,6 @@ fn all() -> Vec<(String, Story)> {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
     stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
-    stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
     for (name, after) in [("poweroff", After::Poweroff), ("return", After::Return), ("stub", After::Stub)] {
         for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
             let story = Box::new(move |dir: &Path| suspended_with(version, by, after, dir));
