@@ -74,6 +74,11 @@ impl UnverifiedSnapshot {
         &self.file
     }
 
+    /// What it is called.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Checks everything but the contents of RAM.
     ///
     /// # Errors

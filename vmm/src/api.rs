@@ -137,6 +137,9 @@ pub struct ForgetRequest {
 pub struct SwitchSummary {
     /// The kernel that sleeps now.
     pub from: String,
+    /// Whether it does not, but has ended: an image kernel.
+    #[serde(default)]
+    pub from_ended: bool,
     /// The kernel that runs now.
     pub to: String,
     /// From when the one stood still until the other ran, in milliseconds.
@@ -149,7 +152,8 @@ pub struct SwitchSummary {
 impl fmt::Display for SwitchSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (from, to) = (printable(&self.from), printable(&self.to));
-        write!(f, "{from} sleeps, {to} runs after {:.1} ms", self.pause_ms)
+        let became = if self.from_ended { "ended" } else { "sleeps" };
+        write!(f, "{from} {became}, {to} runs after {:.1} ms", self.pause_ms)
     }
 }
 

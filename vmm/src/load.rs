@@ -127,14 +127,24 @@ pub fn open(path: &Path) -> Result<Snapshot, LoadError> {
 /// # Errors
 /// It can't be opened, the stub refuses it, or somebody writes into it.
 pub fn via_stub(kvm: &Kvm, path: &Path) -> Result<(Snapshot, GuestRam, Report), LoadError> {
-    let unverified = UnverifiedSnapshot::open(path)?;
-    let path = || path.display().to_string();
+    overlaid(kvm, UnverifiedSnapshot::open(path)?)
+}
+
+/// The same, of a snapshot that is open.
+///
+/// # Errors
+/// As [`via_stub`].
+pub fn overlaid(
+    kvm: &Kvm,
+    unverified: UnverifiedSnapshot,
+) -> Result<(Snapshot, GuestRam, Report), LoadError> {
     let overlaid =
         ImageMapping::new(unverified.file()).and_then(|image| stub::overlay(kvm, &image, GuestRam::new));
+    let path = || unverified.path().display().to_string();
     let (report, ram) = overlaid.map_err(|source| LoadError::Stub { path: path(), source })?;
     let snapshot = unverified.verify()?;
     if *snapshot.header() != report.header {
-        return Err(LoadError::Changed { path: path() });
+        return Err(LoadError::Changed { path: name(&snapshot) });
     }
     Ok((snapshot, ram, report))
 }

@@ -18,7 +18,7 @@ use crate::kernel::ProtocolChoice;
 use crate::outcome::Outcome;
 use crate::run_loop::Stop;
 use crate::signals::EndSignals;
-use crate::switch::{ImageWish, KernelInfo, Kernels, Newcomer, Next, SwitchError};
+use crate::switch::{ImageWish, KernelInfo, Kernels, Newcomer, Next, SwitchError, Switched};
 use crate::tap::TapName;
 use crate::terminal::{Action, HELP, Terminal};
 use devices::Request;
@@ -134,13 +134,13 @@ impl Monitor {
         }
     }
 
-    /// An image kernel that powers off ends the VM: what it wrote is what is left of the one that sleeps. If that is not whole, the
-    /// one that sleeps goes on.
+    /// An image kernel that powers off ends the VM: what it wrote is what is left of the one that sleeps. If it wrote nothing, or that
+    /// is not whole, the one that sleeps goes on.
     fn end_with_image(&mut self) {
         match self.kernels.finish_image() {
-            Ok(written) => {
-                let text = written.map(|path| format!("vmm: {} is whole", path.display()));
-                text.iter().for_each(|text| self.say(&complaint::printable(text)));
+            Ok(None) => self.end_kernel(Outcome::PoweredOff),
+            Ok(Some(path)) => {
+                self.say(&complaint::printable(&format!("vmm: {} is whole", path.display())));
                 self.end(Outcome::PoweredOff);
             }
             Err(error) => {
@@ -228,9 +228,10 @@ impl Monitor {
             }
             conflict(&error)
         })?;
-        self.say(&format!("vmm: kernel `{}` sleeps, `{}` runs", switched.from, switched.to));
+        self.say(&complaint::printable(&switched.to_string()));
         let (pause_ms, saved_ms) = (milliseconds(switched.pause), milliseconds(switched.saved));
-        Ok(SwitchSummary { from: switched.from, to: switched.to, pause_ms, saved_ms })
+        let Switched { from, ended: from_ended, to, .. } = switched;
+        Ok(SwitchSummary { from, from_ended, to, pause_ms, saved_ms })
     }
 
     fn kernel_list(&self) -> KernelList {
@@ -262,6 +263,7 @@ impl Monitor {
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
         let started = Instant::now();
+        self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let machine = self.kernels.machine();
         let paused = machine.pause();
         if paused.has_ended() {

@@ -8,6 +8,7 @@ mod disks;
 mod ending;
 mod everything;
 mod host_clock;
+mod image_kernel;
 mod keeping;
 mod kernel_id;
 mod network;
@@ -23,6 +24,7 @@ pub use clones::{GET_READY, clones};
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_hangs, worker};
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use everything::every_device;
+pub use image_kernel::{After, suspended_with, without_an_image};
 pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, second_process};
 pub use kernel_id::knows_its_kernel;
 pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};
@@ -30,10 +32,7 @@ pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use small_devices::{OBEY, small_devices};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
 pub use stub::{by_stub, stub_rate};
-pub use switching::{
-    After, Cost, TELL_LIFE, Turn, nobody_is_lost, stale_disk, suspended_with, switch_cost, take_turns,
-    without_an_image,
-};
+pub use switching::{Cost, TELL_LIFE, Turn, nobody_is_lost, stale_disk, switch_cost, take_turns};
 pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,

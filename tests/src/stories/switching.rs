@@ -5,7 +5,7 @@
 
 use crate::floor::Floor;
 use crate::guests::Guest;
-use crate::vm::{TestVm, vmm};
+use crate::vm::TestVm;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -28,7 +28,8 @@ pub struct Turn {
 }
 
 /// A life that is followed from turn to turn.
-struct Life<'a> {
+#[derive(Clone)]
+pub(super) struct Life<'a> {
     guest: &'a Guest,
     beat: Option<u64>,
     boot: Option<String>,
@@ -40,7 +41,7 @@ struct Life<'a> {
 /// A guest doesn't go on where it was.
 pub fn take_turns(guests: &[Guest], count: usize, files: Option<&Path>) -> Result<Vec<Turn>> {
     let mut vm = TestVm::start(&guests[0].run_args())?;
-    let mut lives: Vec<_> = guests.iter().map(|guest| Life { guest, beat: None, boot: None }).collect();
+    let mut lives: Vec<_> = guests.iter().map(Life::of).collect();
     lives[0].goes_on(&mut vm)?;
     let mut turns = Vec::new();
     for number in 1..=count {
@@ -79,9 +80,14 @@ fn all_are_there(vm: &TestVm, count: usize) -> Result<()> {
     Ok(())
 }
 
-impl Life<'_> {
+impl<'a> Life<'a> {
+    /// Nothing is known of it yet.
+    pub(super) fn of(guest: &'a Guest) -> Self {
+        Self { guest, beat: None, boot: None }
+    }
+
     /// Three more beats, each the next; in the same boot if the guest tells it.
-    fn goes_on(&mut self, vm: &mut TestVm) -> Result<()> {
+    pub(super) fn goes_on(&mut self, vm: &mut TestVm) -> Result<()> {
         for _ in 0..3 {
             let line = vm.wait_for(self.guest.pulse)?;
             let beat = self.guest.beat(&line)?;
@@ -101,7 +107,7 @@ impl Life<'_> {
 /// The other one doesn't go on.
 pub fn nobody_is_lost(guest: &Guest, other: &Guest, dir: &Path) -> Result<()> {
     let mut vm = TestVm::start(&guest.run_args())?;
-    let mut life = Life { guest, beat: None, boot: None };
+    let mut life = Life::of(guest);
     life.goes_on(&mut vm)?;
     let nothing = dir.join("nothing");
     std::fs::write(&nothing, "no kernel")?;
@@ -125,19 +131,19 @@ pub fn stale_disk(guest: &Guest, other: &Guest, dir: &Path) -> Result<()> {
     std::fs::write(&disk, [0; 1 << 20])?;
     let guest = guest.clone().argument("--disk", &format!("{},id=data", disk.display()));
     let mut vm = TestVm::start(&guest.run_args())?;
-    Life { guest: &guest, beat: None, boot: None }.goes_on(&mut vm)?;
+    Life::of(&guest).goes_on(&mut vm)?;
     let share = [other.switch_args(), vec!["--share-disks".to_owned()]].concat();
     switch_with(&mut vm, other, &share)?;
     std::fs::write(&disk, [1; 1 << 20])?;
     is_stale(&mut vm, &guest)?;
-    Life { guest: other, beat: None, boot: None }.goes_on(&mut vm).context("after a refusal")?;
+    Life::of(other).goes_on(&mut vm).context("after a refusal")?;
     vm.ask("forget", &[&guest.word()])?;
     all_are_there(&vm, 1)?;
     vm.ask("stop", &[])?;
     vm.wait()?;
 
     let mut vm = TestVm::start(&guest.run_args())?;
-    Life { guest: &guest, beat: None, boot: None }.goes_on(&mut vm)?;
+    Life::of(&guest).goes_on(&mut vm)?;
     switch_with(&mut vm, other, &share)?;
     switch_with(&mut vm, &guest, &["--to".to_owned(), guest.word()]).context("nobody wrote the disk")?;
     std::fs::write(&disk, [2; 1 << 20])?;
@@ -148,96 +154,6 @@ fn is_stale(vm: &mut TestVm, guest: &Guest) -> Result<()> {
     let refused =
         vm.ask("switch", &["--to", &guest.word()]).err().context("it wakes up to a changed disk")?;
     ensure!(refused.to_string().contains("its disk `data` was written while it slept"), "{refused:#}");
-    Ok(())
-}
-
-/// What becomes of a machine that another kernel has written to a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
-    /// That kernel powers off; a new process restores the machine.
-    Poweroff,
-    /// It gives the machine back.
-    Return,
-    /// The restore stub restarts it, in the same process.
-    Stub,
-}
-
-/// A kernel is frozen, another writes it to a disk from its `/proc/vmcore`, and it goes on.
-///
-/// # Errors
-/// It doesn't, or what was written isn't whole.
-pub fn suspended_with(guest: &Guest, image: &Guest, after: After, dir: &Path) -> Result<()> {
-    let file = dir.join("image.snapshot");
-    let path = file.to_str().context("path")?;
-    let mut vm = TestVm::start(&guest.run_args())?;
-    let mut life = Life { guest, beat: None, boot: None };
-    life.goes_on(&mut vm)?;
-    let then = match after {
-        After::Poweroff => "poweroff",
-        After::Return => "return",
-        After::Stub => "stub",
-    };
-    let args =
-        [image.switch_args(), ["--write-to", path, "--then", then].map(str::to_owned).to_vec()].concat();
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    vm.ask("suspend-with", &args)?;
-    println!("{}", vm.wait_for("ready kernel=")?);
-    println!("{}", vm.wait_for("image: ")?);
-    match after {
-        After::Poweroff => {
-            let status = vm.wait()?;
-            ensure!(status == 0, "status {status}");
-            for stub in [false, true] {
-                verify(&file)?;
-                let arguments: &[&str] = if stub { &["--via-stub"] } else { &[] };
-                let mut vm = TestVm::restore_with(&file, arguments)?;
-                let mut life = Life { guest, beat: life.beat, boot: life.boot.clone() };
-                life.goes_on(&mut vm).with_context(|| format!("restored, stub: {stub}"))?;
-            }
-        }
-        After::Return => {
-            vm.wait_for("goes on")?;
-            life.goes_on(&mut vm)?;
-        }
-        After::Stub => {
-            println!("{}", vm.wait_for("stub: ")?);
-            life.goes_on(&mut vm)?;
-            verify(&file)?;
-        }
-    }
-    Ok(())
-}
-
-/// An image kernel that powers off without an image, or is stopped, loses nobody, and leaves no file.
-///
-/// # Errors
-/// The one that sleeps doesn't go on.
-pub fn without_an_image(guest: &Guest, image: [&Guest; 2], dir: &Path) -> Result<()> {
-    let file = dir.join("image.snapshot");
-    let mut vm = TestVm::start(&guest.run_args())?;
-    let mut life = Life { guest, beat: None, boot: None };
-    life.goes_on(&mut vm)?;
-    let write = ["--write-to".to_owned(), file.display().to_string()];
-    for (image, stop) in [(image[0], false), (image[1], true)] {
-        let args = [&image.switch_args()[..], &write].concat();
-        vm.ask("suspend-with", &args.iter().map(String::as_str).collect::<Vec<_>>())?;
-        if stop {
-            vm.wait_for(image.pulse)?;
-            vm.ask("stop", &[])?;
-        }
-        vm.wait_for("goes on")?;
-        life.goes_on(&mut vm)?;
-        let names = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name());
-        let left: Vec<_> =
-            names.filter(|name| name == "image.snapshot" || name.as_encoded_bytes()[0] == b'.').collect();
-        ensure!(left.is_empty(), "files are left: {left:?}");
-    }
-    Ok(())
-}
-
-fn verify(file: &Path) -> Result<()> {
-    let output = vmm(["verify", file.to_str().context("path")?])?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -271,7 +187,7 @@ fn median(times: &[f64]) -> f64 {
 pub fn switch_cost(guests: [&Guest; 2], memory: u64, count: usize) -> Result<Cost> {
     let floor = Floor::new(memory)?;
     let mut vm = TestVm::start(&guests[0].run_args())?;
-    let mut lives = guests.map(|guest| Life { guest, beat: None, boot: None });
+    let mut lives = guests.map(Life::of);
     lives[0].goes_on(&mut vm)?;
     switch(&mut vm, guests[1], true, None)?;
     lives[1].goes_on(&mut vm)?;

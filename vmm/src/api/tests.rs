@@ -96,7 +96,7 @@ fn switch_back() -> SwitchRequest {
 }
 
 fn switched() -> SwitchSummary {
-    SwitchSummary { from: "a".into(), to: "b".into(), pause_ms: 12.25, saved_ms: 0.0 }
+    SwitchSummary { from: "a".into(), from_ended: false, to: "b".into(), pause_ms: 12.25, saved_ms: 0.0 }
 }
 
 fn kernel() -> KernelStatus {
@@ -231,6 +231,8 @@ fn answers_are_json() {
 #[test]
 fn a_switch_and_a_list_of_kernels_are_told_in_lines() {
     assert_eq!(switched().to_string(), "a sleeps, b runs after 12.2 ms");
+    let left = SwitchSummary { from_ended: true, ..switched() };
+    assert_eq!(left.to_string(), "a ended, b runs after 12.2 ms");
     let list = KernelList { kernels: vec![KernelStatus { asleep: false, ..kernel() }, kernel()] };
     let text = "a: 6.1.0-9, 1.0 MiB of 256.0 MiB held, awake\na: 6.1.0-9, 1.0 MiB of 256.0 MiB held, asleep for 1.5 s in /tmp/a.snap";
     assert_eq!(list.to_string(), text);

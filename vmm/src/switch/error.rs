@@ -28,6 +28,12 @@ pub enum SwitchError {
         /// Those there are.
         known: String,
     },
+    /// What it is shown is no part of it.
+    #[error("kernel `{0}` is an image kernel, which can't be kept")]
+    ImageKernel(String),
+    /// An image kernel has windows on it.
+    #[error("kernel `{0}` can't be dropped while an image kernel is shown it")]
+    Shown(String),
     /// The guest has asked for its end.
     #[error("the VM is ending")]
     Ending,

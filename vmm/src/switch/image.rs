@@ -15,12 +15,15 @@ use super::sleeper::{Ready, Sleeper};
 use crate::boot::BootSource;
 use crate::disk::{Disk, DiskFile, EngineChoice};
 use crate::layout;
+use crate::load;
 use crate::ram::{GuestRam, Window};
 use crate::save;
+use crate::stub::Report;
 use crate::virtio::{DeviceState, SlotState};
 use devices::virtio::{BlkState, MmioState};
+use kvm_ioctls::Kvm;
 use snapshot::publish::NewFile;
-use snapshot::{NOTES_MAX, UnverifiedSnapshot};
+use snapshot::{NOTES_MAX, Snapshot, UnverifiedSnapshot};
 use std::io;
 use std::path::PathBuf;
 
@@ -36,8 +39,13 @@ pub const IMAGE_DISK: &str = "image";
 
 const GIB: u64 = 1 << 30;
 
-/// The file that an image kernel writes.
-pub(super) struct Image(Option<NewFile>);
+/// What an image kernel is shown and writes.
+pub(super) struct Image {
+    /// The kernel that it is shown.
+    of: String,
+    /// None if it only looks.
+    file: Option<NewFile>,
+}
 
 /// Where the image kernel finds the sleeper.
 struct Windows {
@@ -78,7 +86,8 @@ pub(super) fn show(ready: &mut Ready, asleep: &Sleeper, wish: &ImageWish) -> Res
     let seen = [(windows.headers, headers), (windows.ram, ram)];
     let seen = seen.map(|(base, ram)| Window { base, memory: ram.memory().clone() });
     ready.ram = ready.ram.clone().with_windows(seen.into());
-    let Some(path) = &wish.write_to else { return Ok(Image(None)) };
+    let of = asleep.name.clone();
+    let Some(path) = &wish.write_to else { return Ok(Image { of, file: None }) };
     let file = NewFile::create(path)?;
     let disk = disk(&file, hdr.vmcore_len)?;
     for slot in ready.state.board.virtio.iter_mut().filter(|slot| slot.id == IMAGE_DISK) {
@@ -87,7 +96,7 @@ pub(super) fn show(ready: &mut Ready, asleep: &Sleeper, wish: &ImageWish) -> Res
         }
     }
     ready.disks.push(disk);
-    Ok(Image(Some(file)))
+    Ok(Image { of, file: Some(file) })
 }
 
 fn disk(file: &NewFile, len: u64) -> Result<Disk, SwitchError> {
@@ -101,26 +110,39 @@ fn disk(file: &NewFile, len: u64) -> Result<Disk, SwitchError> {
     Ok(Disk { id: IMAGE_DISK.into(), file, engine: EngineChoice::Auto })
 }
 
+fn written(file: &NewFile) -> Result<UnverifiedSnapshot, SwitchError> {
+    let path = file.target().to_owned();
+    match file.file().try_clone() {
+        Ok(open) => Ok(UnverifiedSnapshot::of(open, path)),
+        Err(source) => Err(SwitchError::ImageFile { path, source }),
+    }
+}
+
 impl Image {
+    /// The kernel that is seen through the windows.
+    pub(super) fn of(&self) -> &str {
+        &self.of
+    }
+
+    /// The file that is lost if this is dropped.
+    pub(super) fn unfinished(&self) -> Option<PathBuf> {
+        self.file.as_ref().map(|file| file.target().to_owned())
+    }
+
     /// Checks all of what was written and gives it its name. `None` if there was nothing to write.
     pub(super) fn finish(self) -> Result<Option<PathBuf>, SwitchError> {
-        let Some(file) = self.0 else { return Ok(None) };
+        let Some(file) = self.file else { return Ok(None) };
+        written(&file)?.verify()?.verify_ram(&mut |_, _| {})?;
         let path = file.target().to_owned();
-        let snapshot = file
-            .file()
-            .try_clone()
-            .map_err(|source| SwitchError::ImageFile { path: path.clone(), source })?;
-        let snapshot = UnverifiedSnapshot::of(snapshot, path.clone()).verify()?;
-        snapshot.verify_ram(&mut |_, _| {})?;
         file.publish()?;
         Ok(Some(path))
     }
 
-    /// Gives it its name unchecked, for one who checks it.
-    pub(super) fn publish(self) -> Result<PathBuf, SwitchError> {
-        let file = self.0.ok_or(SwitchError::NoImage)?;
-        let path = file.target().to_owned();
+    /// Has the restore stub check all of it and put its RAM in place, and gives it its name if it was taken.
+    pub(super) fn overlay(self, kvm: &Kvm) -> Result<(Snapshot, GuestRam, Report), SwitchError> {
+        let file = self.file.ok_or(SwitchError::NoImage)?;
+        let overlaid = load::overlaid(kvm, written(&file)?)?;
         file.publish()?;
-        Ok(path)
+        Ok(overlaid)
     }
 }

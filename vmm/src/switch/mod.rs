@@ -12,13 +12,14 @@
 mod error;
 mod image;
 mod sleeper;
+mod told;
 
 pub use error::SwitchError;
 use image::Image;
 pub use image::{IMAGE_DISK, ImageWish};
 use sleeper::{Place, Ready, Sleeper};
+pub use told::{KernelInfo, Newcomer, Next, Switched};
 
-use crate::boot::BootSource;
 use crate::capture::MachineState;
 use crate::clock::TimePolicy;
 use crate::config::{Shape, parse_name};
@@ -32,66 +33,12 @@ use kvm_ioctls::Kvm;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// A kernel that is to be booted.
-#[derive(Clone, Debug)]
-pub struct Newcomer {
-    /// What it will be called; after its version if nothing is said.
-    pub name: Option<String>,
-    /// What is booted.
-    pub source: BootSource,
-    /// Bytes of RAM; as many as the awake one has if nothing is said.
-    pub memory: Option<u64>,
-    /// vCPUs; as many as the awake one has if nothing is said.
-    pub vcpus: Option<u32>,
-    /// Whether it gets the writable disks too.
-    pub share_disks: bool,
-    /// Whether it is an image kernel, and what for.
-    pub image: Option<ImageWish>,
-}
-
-/// Who is to be awake next.
-#[derive(Clone, Debug)]
-pub enum Next {
-    /// A kernel that is booted.
-    Boot(Newcomer),
-    /// One that sleeps, with so much of the time it slept as the policy says.
-    Wake(String, TimePolicy),
-}
-
-/// What a switch took.
-#[derive(Clone, Debug)]
-pub struct Switched {
-    /// Who was awake.
-    pub from: String,
-    /// Who is.
-    pub to: String,
-    /// From when the old kernel stood still until the new one runs.
-    pub pause: Duration,
-    /// Of that, writing the old one to its file.
-    pub saved: Duration,
-}
-
-/// A kernel, for a list.
-#[derive(Clone, Debug)]
-pub struct KernelInfo {
-    /// What it is called.
-    pub name: String,
-    /// What it is.
-    pub shape: Shape,
-    /// How long it has been asleep; none for the one that is awake.
-    pub asleep: Option<Duration>,
-    /// The file it sleeps in; none for one in memory.
-    pub file: Option<PathBuf>,
-    /// Bytes of the host's memory that its RAM takes.
-    pub resident: u64,
-}
-
 /// The kernel that is awake.
 struct Awake {
     name: String,
     source: PathBuf,
     machine: Machine,
-    /// What an image kernel writes.
+    /// Of an image kernel.
     image: Option<Image>,
 }
 
@@ -162,26 +109,39 @@ impl Kernels {
     /// Drops one that sleeps; a file that it slept in stays.
     ///
     /// # Errors
-    /// Nobody sleeps under this name.
+    /// Nobody sleeps under this name, or an image kernel is shown it.
     pub fn forget(&mut self, name: &str) -> Result<(), SwitchError> {
         let index = self.find(name)?;
+        if self.image().is_some_and(|image| image.of() == name) {
+            return Err(SwitchError::Shown(name.to_owned()));
+        }
         self.asleep.remove(index);
         Ok(())
     }
 
-    /// Puts the awake kernel to sleep, in `file` if there is one, and has the other run.
+    /// Puts the awake kernel to sleep, in `file` if there is one, and has the other run. An image kernel doesn't sleep: once the
+    /// other runs it is no more.
     ///
     /// # Errors
     /// See [`SwitchError`].
     pub fn switch(&mut self, next: &Next, file: Option<PathBuf>) -> Result<Switched, SwitchError> {
+        if file.is_some() || matches!(next, Next::Boot(Newcomer { image: Some(_), .. })) {
+            self.check_can_be_kept()?;
+        }
         let ready = self.prepare(next)?;
         // Such disks can only be those of the one that falls asleep, whichever of the two had them first.
         let shared = ready.disks.iter().any(|disk| !disk.file.read_only);
         let started = Instant::now();
         let asleep = self.fall_asleep(file)?;
         let saved = if matches!(asleep.place, Place::File(_)) { started.elapsed() } else { Duration::ZERO };
-        let switched =
-            Switched { from: asleep.name.clone(), to: ready.name.clone(), pause: Duration::ZERO, saved };
+        let switched = Switched {
+            from: asleep.name.clone(),
+            ended: asleep.image.is_some(),
+            unfinished: asleep.image.as_ref().and_then(Image::unfinished),
+            to: ready.name.clone(),
+            pause: Duration::ZERO,
+            saved,
+        };
         let image = match next {
             Next::Boot(newcomer) => newcomer.image.as_ref(),
             Next::Wake(..) => None,
@@ -197,14 +157,16 @@ impl Kernels {
     pub fn replace_ended(&mut self) -> Result<String, SwitchError> {
         let name = self.last_asleep().ok_or(SwitchError::Ending)?;
         let ready = self.prepare(&Next::Wake(name.clone(), TimePolicy::Advance))?;
-        self.awake = None;
+        if let Some(ended) = self.awake.take() {
+            ended.machine.dismantle();
+        }
         self.run(ready, None)?;
         self.asleep.retain(|sleeper| sleeper.name != name);
         Ok(name)
     }
 
-    /// Gives what an image kernel wrote its name, all of it checked, as it powers the machine off. `None` if it is none, or was
-    /// given nothing to write to.
+    /// Gives what an image kernel wrote its name, all of it checked, as it powers the machine off. `None` if it was given nothing
+    /// to write to, or is none.
     ///
     /// # Errors
     /// It is no whole snapshot, or can't be named.
@@ -215,7 +177,22 @@ impl Kernels {
 
     /// Whether the one that is awake is an image kernel.
     pub fn is_image_kernel(&self) -> bool {
-        self.awake.as_ref().is_some_and(|awake| awake.image.is_some())
+        self.image().is_some()
+    }
+
+    /// Refuses to keep an image kernel, in a file or for another: what it is shown is no part of it.
+    ///
+    /// # Errors
+    /// The one that is awake is one.
+    pub fn check_can_be_kept(&self) -> Result<(), SwitchError> {
+        match self.image() {
+            Some(_) => Err(SwitchError::ImageKernel(self.origin().0.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    fn image(&self) -> Option<&Image> {
+        self.awake.as_ref().and_then(|awake| awake.image.as_ref())
     }
 
     /// Restarts the machine from what an image kernel wrote: the restore stub checks it and puts its RAM in place. Whoever slept is that
@@ -224,16 +201,18 @@ impl Kernels {
     /// # Errors
     /// There is no image, or it is refused; then nobody is awake.
     pub fn restart(&mut self) -> Result<String, SwitchError> {
-        let image = self.awake.take().and_then(|awake| awake.image).ok_or(SwitchError::NoImage)?;
-        let path = image.publish()?;
-        let sleeper = self.asleep.last().ok_or(SwitchError::Ending)?;
-        let (snapshot, ram, report) = load::via_stub(&self.kvm, &path)?;
+        let Awake { machine, image, .. } = self.awake.take().ok_or(SwitchError::Ending)?;
+        machine.dismantle();
+        let image = image.ok_or(SwitchError::NoImage)?;
+        let index = self.find(image.of())?;
+        let (snapshot, ram, report) = image.overlay(&self.kvm)?;
         let state = load::state(&snapshot)?;
         load::check_host(&self.kvm, &snapshot, &state)?;
-        let (name, disks) = (sleeper.name.clone(), sleeper.disks.clone());
+        let sleeper = &self.asleep[index];
+        let (name, disks, source) = (sleeper.name.clone(), sleeper.disks.clone(), snapshot.path().to_owned());
         let (time, generation) = (TimePolicy::Advance, Some(start::generation()?));
-        self.run(Ready { name, source: path, state, ram, time, disks, generation }, None)?;
-        self.asleep.pop();
+        self.run(Ready { name, source, state, ram, time, disks, generation }, None)?;
+        self.asleep.remove(index);
         Ok(report.line)
     }
 
@@ -314,10 +293,10 @@ impl Kernels {
             }
         };
         paused.keep();
-        let Awake { name, source, machine, .. } = self.awake.take().ok_or(SwitchError::Ending)?;
+        let Awake { name, source, machine, image } = self.awake.take().ok_or(SwitchError::Ending)?;
         let (ram, disks) = machine.dismantle();
         let place = kept.map_or(Place::Memory(ram), Place::File);
-        Ok(Sleeper { name, source, state, place, disks, stamps: Vec::new(), since: Instant::now() })
+        Ok(Sleeper { name, source, state, place, disks, stamps: Vec::new(), since: Instant::now(), image })
     }
 
     fn hand_over(
@@ -332,7 +311,8 @@ impl Kernels {
         let image =
             stamped.and_then(|()| image.map(|wish| image::show(&mut ready, &asleep, wish)).transpose());
         if let Err(first) = image.and_then(|image| self.run(ready, image)) {
-            let back = asleep.ready(TimePolicy::Freeze).and_then(|ready| self.run(ready, None));
+            let own = asleep.image.take();
+            let back = asleep.ready(TimePolicy::Freeze).and_then(|ready| self.run(ready, own));
             let both = |second: SwitchError| SwitchError::Both {
                 first: first.to_string(),
                 second: second.to_string(),
@@ -340,7 +320,9 @@ impl Kernels {
             return back.map_err(both).and(Err(first));
         }
         self.asleep.retain(|sleeper| sleeper.name != to);
-        self.asleep.push(asleep);
+        if asleep.image.is_none() {
+            self.asleep.push(asleep);
+        }
         Ok(())
     }
 

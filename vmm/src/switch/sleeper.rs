@@ -3,6 +3,7 @@
 //! In: what is left of a machine that was taken apart. Out: all it takes to make it again. Holds: one whose disk another wrote to
 //! does not wake up.
 
+use super::image::Image;
 use super::{KernelInfo, SwitchError};
 use crate::capture::MachineState;
 use crate::clock::TimePolicy;
@@ -25,6 +26,8 @@ pub(super) struct Sleeper {
     /// What its writable disks looked like, if another may write to them.
     pub(super) stamps: Vec<(String, Option<Stamp>)>,
     pub(super) since: Instant,
+    /// Of an image kernel, which sleeps only until it turns out that the next one runs.
+    pub(super) image: Option<Image>,
 }
 
 /// Where a sleeper's RAM is.

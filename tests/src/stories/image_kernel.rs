@@ -1,0 +1,145 @@
+//! Stories of a kernel that writes another to a disk.
+//!
+//! In: the kernel that is frozen, the one that is shown it, a directory. Out: what the second said, or why the story failed. Holds:
+//! however the second ends, the first goes on with the next number, here or where its image is restored.
+
+use super::switching::Life;
+use crate::guests::Guest;
+use crate::vm::{TestVm, vmm};
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+
+/// What becomes of a machine that another kernel has written to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// That kernel powers off; a new process restores the machine.
+    Poweroff,
+    /// It gives the machine back.
+    Return,
+    /// The restore stub restarts it, in the same process.
+    Stub,
+}
+
+/// A kernel is frozen, another writes it to a disk from its `/proc/vmcore`, and it goes on.
+///
+/// # Errors
+/// It doesn't, or what was written isn't whole.
+pub fn suspended_with(guest: &Guest, image: &Guest, after: After, dir: &Path) -> Result<()> {
+    let file = dir.join("image.snapshot");
+    let path = file.to_str().context("path")?;
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life::of(guest);
+    life.goes_on(&mut vm)?;
+    let then = match after {
+        After::Poweroff => "poweroff",
+        After::Return => "return",
+        After::Stub => "stub",
+    };
+    suspend(&vm, image, &["--write-to", path, "--then", then])?;
+    println!("{}", vm.wait_for("ready kernel=")?);
+    println!("{}", vm.wait_for("image: ")?);
+    match after {
+        After::Poweroff => {
+            let status = vm.wait()?;
+            ensure!(status == 0, "status {status}");
+            for stub in [false, true] {
+                verify(&file)?;
+                let arguments: &[&str] = if stub { &["--via-stub"] } else { &[] };
+                let mut vm = TestVm::restore_with(&file, arguments)?;
+                let mut life = life.clone();
+                life.goes_on(&mut vm).with_context(|| format!("restored, stub: {stub}"))?;
+            }
+        }
+        After::Return => {
+            vm.wait_for("goes on")?;
+            life.goes_on(&mut vm)?;
+        }
+        After::Stub => {
+            println!("{}", vm.wait_for("stub: ")?);
+            life.goes_on(&mut vm)?;
+            verify(&file)?;
+        }
+    }
+    Ok(())
+}
+
+fn verify(file: &Path) -> Result<()> {
+    let output = vmm(["verify", file.to_str().context("path")?])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// `vmm suspend-with` with these arguments beside those for the guest.
+fn suspend(vm: &TestVm, image: &Guest, more: &[&str]) -> Result<()> {
+    let args = image.switch_args();
+    let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    vm.ask("suspend-with", &args).map(drop)
+}
+
+/// An image kernel that powers off without an image, or is stopped, or left, loses nobody and leaves no file. The first image
+/// guest powers off, the second lives on.
+///
+/// # Errors
+/// The one that sleeps doesn't go on.
+pub fn without_an_image(guest: &Guest, image: [&Guest; 2], dir: &Path) -> Result<()> {
+    let file = dir.join("image.snapshot");
+    let write = ["--write-to", file.to_str().context("path")?];
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life::of(guest);
+    life.goes_on(&mut vm)?;
+    for (image, args, end) in [
+        (image[0], &write[..], None),
+        (image[0], &[], None),
+        (image[1], &write, Some("stop")),
+        (image[1], &write, Some("switch")),
+        (image[1], &[], Some("switch")),
+    ] {
+        suspend(&vm, image, args)?;
+        match end {
+            None => drop(vm.wait_for("goes on")?),
+            Some("stop") => {
+                vm.wait_for(image.pulse)?;
+                vm.ask("stop", &[])?;
+                vm.wait_for("goes on")?;
+            }
+            _ => is_left(&mut vm, guest, image, dir).with_context(|| format!("left, {args:?}"))?,
+        }
+        life.goes_on(&mut vm)?;
+        leaves_nothing(&vm, dir)?;
+    }
+    Ok(())
+}
+
+/// It can't be kept, nor can what it is shown be dropped; it ends when another wakes up.
+fn is_left(vm: &mut TestVm, guest: &Guest, image: &Guest, dir: &Path) -> Result<()> {
+    vm.wait_for(image.pulse)?;
+    let file = dir.join("kept");
+    let kept = file.to_str().context("path")?;
+    let back = ["--to", &guest.word()];
+    let refusals = [
+        vm.ask("snapshot", &[kept]),
+        vm.ask("switch", &[&back[..], &["--keep-in", kept]].concat()),
+        suspend(vm, guest, &[]).map(|()| serde_json::Value::Null),
+    ];
+    for refused in refusals {
+        let error = refused.err().context("an image kernel is kept")?.to_string();
+        ensure!(error.contains("is an image kernel, which can't be kept"), "{error}");
+    }
+    let error = vm.ask("forget", &[&guest.word()]).err().context("it is dropped")?.to_string();
+    ensure!(error.contains("can't be dropped while an image kernel is shown it"), "{error}");
+    vm.wait_for(image.pulse).context("after refusals")?;
+    let told = vm.ask("switch", &back)?;
+    ensure!(told["from_ended"] == true && told["to"] == guest.word(), "{told}");
+    vm.wait_for(&format!("image kernel `{}` ended", image.word())).map(drop)
+}
+
+/// One kernel, and no file of another.
+fn leaves_nothing(vm: &TestVm, dir: &Path) -> Result<()> {
+    let told = vm.ask("kernels", &[])?;
+    ensure!(told["kernels"].as_array().is_some_and(|kernels| kernels.len() == 1), "{told}");
+    let names = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name());
+    let left: Vec<_> =
+        names.filter(|name| name == "image.snapshot" || name.as_encoded_bytes()[0] == b'.').collect();
+    ensure!(left.is_empty(), "files are left: {left:?}");
+    Ok(())
+}
