@@ -48,6 +48,11 @@ pub struct KernelIdentity {
     pub build_id: Option<Vec<u8>>,
 }
 
+/// The release in a kernel's version, as `uname -r` has it: what stands before the first space.
+pub fn release(version: &str) -> &str {
+    version.split_once(' ').map_or(version, |(release, _)| release)
+}
+
 /// A kernel in guest RAM.
 #[derive(Clone, Debug)]
 pub struct LoadedKernel {

@@ -9,7 +9,7 @@ use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
 use crate::ram::GuestRam;
 use crate::vcpu_state::VcpuState;
-use crate::{cpuid, layout};
+use crate::{cpuid, kernel, layout};
 use snapshot::{
     About, ChunkContent, Contents, Elfcorehdr, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange,
     RamSource, Registers, Section, SectionError, Summary, UnverifiedSnapshot, WriteError,
@@ -166,7 +166,7 @@ fn about(state: &MachineState, generation: GenerationId) -> About {
         created_unix_ns: now.as_nanos() as u64,
         writer: concat!("vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
         kernel: GuestKernel {
-            release: version.as_deref().and_then(|text| text.split(' ').next()).map(str::to_owned),
+            release: version.as_deref().map(|version| kernel::release(version).to_owned()),
             version,
             build_id: state.shape.kernel.build_id.clone(),
         },

@@ -17,7 +17,6 @@ pub use file::{DiskError, DiskFile};
 pub use keep::{KeepError, KeptDisk};
 pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open};
 pub(crate) use record::{check, record, remove_kept};
-pub(crate) use stamp::let_the_clock_tick;
 pub use stamp::{Digest, Stamp};
 pub use sync::sync;
 pub use wish::{DiskPlace, DiskWish, DiskWishError, WishError};

@@ -5,7 +5,7 @@
 //! user says otherwise.
 
 use super::keep::{self, KeepError, KeptDisk, Unclaimed};
-use super::stamp::{Digest, Stamp, let_the_clock_tick, modified_ns};
+use super::stamp::{Digest, Stamp, modified_ns};
 use super::wish::{DiskPlace, check_id};
 use super::{Disk, DiskError, DiskFile, EngineChoice};
 use serde::{Deserialize, Serialize};
@@ -140,8 +140,7 @@ fn record_one(
         None if care.digest => Some(Digest::of(file).map_err(io("read"))?),
         digest => digest,
     };
-    let_the_clock_tick(&file.file).map_err(io("look at"))?;
-    let stamp = Stamp::of(file).map_err(io("look at"))?;
+    let stamp = Stamp::settled(file).map_err(io("look at"))?;
     let DiskFile { size, read_only, path, .. } = file.clone();
     Ok(DiskRecord { id: id.clone(), path, size, read_only, stamp, digest, kept })
 }

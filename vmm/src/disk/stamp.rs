@@ -64,6 +64,15 @@ impl Stamp {
         }
         Ok(Some(Self::File { inode: about.ino(), modified_ns: modified_ns(&about) }))
     }
+
+    /// The same, and no later write can leave it. Takes a few milliseconds.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn settled(disk: &DiskFile) -> io::Result<Option<Self>> {
+        let_the_clock_tick(&disk.file)?;
+        Self::of(disk)
+    }
 }
 
 /// When a file's bytes changed last, in nanoseconds since 1970.
@@ -76,7 +85,7 @@ pub(super) fn modified_ns(about: &Metadata) -> i128 {
 ///
 /// # Errors
 /// The file's time can't be read.
-pub(crate) fn let_the_clock_tick(file: &File) -> io::Result<()> {
+fn let_the_clock_tick(file: &File) -> io::Result<()> {
     let written = modified_ns(&file.metadata()?);
     for _ in 0..100 {
         let now = clock_gettime(ClockId::RealtimeCoarse);

@@ -24,6 +24,7 @@ use crate::capture::MachineState;
 use crate::clock::TimePolicy;
 use crate::config::{Shape, parse_name};
 use crate::disk::DiskCare;
+use crate::kernel;
 use crate::load;
 use crate::machine::Machine;
 use crate::restore::HostEnds;
@@ -261,8 +262,8 @@ impl Kernels {
             let good = parse_name(name).is_ok() && !taken(name);
             return if good { Ok(name.clone()) } else { Err(SwitchError::BadName(name.clone())) };
         }
-        let version = state.shape.kernel.version.as_deref().and_then(|text| text.split(' ').next());
-        let base = version.unwrap_or("kernel").chars().take(48).collect::<String>();
+        let release = state.shape.kernel.version.as_deref().map_or("kernel", kernel::release);
+        let base = release.chars().take(48).collect::<String>();
         let numbered = (2..).map(|number| format!("{base}-{number}"));
         let free = std::iter::once(base.clone()).chain(numbered).find(|name| !taken(name));
         Ok(free.unwrap_or(base))

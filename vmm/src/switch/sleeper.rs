@@ -7,12 +7,13 @@ use super::image::Image;
 use super::{KernelInfo, SwitchError};
 use crate::capture::MachineState;
 use crate::clock::TimePolicy;
-use crate::disk::{self, Disk, Stamp};
+use crate::disk::{Disk, DiskFile, Stamp};
 use crate::load;
 use crate::ram::GuestRam;
 use crate::start;
 use devices::Generation;
 use snapshot::Snapshot;
+use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -73,7 +74,7 @@ impl Sleeper {
     /// Notes what its writable disks look like, since another may write to them now.
     pub(super) fn stamp(&mut self) -> Result<(), SwitchError> {
         let writable = self.disks.iter().filter(|disk| !disk.file.read_only);
-        let stamped = writable.map(|disk| settled(disk).map(|stamp| (disk.id.clone(), stamp)));
+        let stamped = writable.map(|disk| look(disk, Stamp::settled).map(|stamp| (disk.id.clone(), stamp)));
         self.stamps = stamped.collect::<Result<_, _>>()?;
         Ok(())
     }
@@ -81,7 +82,7 @@ impl Sleeper {
     fn check_disks(&self) -> Result<(), SwitchError> {
         for (id, then) in &self.stamps {
             let Some(disk) = self.disks.iter().find(|disk| disk.id == *id) else { continue };
-            if then.is_none() || stamp(disk)? != *then {
+            if then.is_none() || look(disk, Stamp::of)? != *then {
                 return Err(SwitchError::Stale { name: self.name.clone(), disk: id.clone() });
             }
         }
@@ -99,18 +100,11 @@ impl Sleeper {
     }
 }
 
-/// A stamp that no later write can have.
-fn settled(disk: &Disk) -> Result<Option<Stamp>, SwitchError> {
-    let stamp = stamp(disk)?;
-    let unseen = |source| SwitchError::Stamp { disk: disk.id.clone(), source };
-    disk::let_the_clock_tick(&disk.file.file).map_err(unseen)?;
-    Ok(stamp)
-}
-
-fn stamp(disk: &Disk) -> Result<Option<Stamp>, SwitchError> {
-    disk.file
-        .file
-        .sync_data()
-        .and_then(|()| Stamp::of(&disk.file))
-        .map_err(|source| SwitchError::Stamp { disk: disk.id.clone(), source })
+/// What the disk looks like, with all that was written to it.
+fn look(
+    disk: &Disk,
+    stamp: impl FnOnce(&DiskFile) -> io::Result<Option<Stamp>>,
+) -> Result<Option<Stamp>, SwitchError> {
+    let looked = disk.file.file.sync_data().and_then(|()| stamp(&disk.file));
+    looked.map_err(|source| SwitchError::Stamp { disk: disk.id.clone(), source })
 }
