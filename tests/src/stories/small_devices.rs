@@ -9,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What the guest does, with the console open throughout, since a terminal that is closed forgets what was typed: `fill` and `free` for 48 MiB in its tmpfs, `draw` for 16 bytes of the device's
-/// entropy, behind what the kernel has read in advance and twins have in common.
+/// What the guest does, with the console open throughout, since a terminal that is closed forgets what was typed: `fill` and
+/// `free` for 48 MiB in its tmpfs, `draw` for 16 bytes of the device's entropy, behind what the kernel has read in advance and
+/// twins have in common.
 pub const OBEY: &str = "fill() { yes | head -c 50331648 > /tmp/big; }; free() { rm /tmp/big; }; \
      draw() { head -c 4096 /dev/hwrng | tail -c 16 | od -An -tx1 | tr -d ' '; }; \
      cat /sys/class/misc/hw_random/rng_current; exec 0<>/dev/hvc0 1>&0; echo listening; \
@@ -52,8 +53,9 @@ fn obeys(vm: &mut TestVm, word: &str) -> Result<String> {
 
 fn draw(vm: &mut TestVm) -> Result<String> {
     let line = obeys(vm, "draw")?;
-    // What follows may be the serial console's.
-    let hex = line.trim_start_matches("draw: ").split(" done").next().unwrap_or_default().to_owned();
+    // What stands before and behind may be the serial console's.
+    let (_, drawn) = line.split_once("draw: ").context("draw")?;
+    let hex: String = drawn.chars().take_while(char::is_ascii_hexdigit).collect();
     ensure!(hex.len() == 32 && hex.chars().any(|digit| digit != '0'), "\"{line}\"");
     Ok(hex)
 }
