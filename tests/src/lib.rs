@@ -6,6 +6,7 @@ pub mod bridge;
 pub mod demo;
 pub mod device_bench;
 pub mod forge;
+pub mod figures;
 pub mod floor;
 pub mod guests;
 pub mod lab;

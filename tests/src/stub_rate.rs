@@ -4,7 +4,8 @@
 //! mapped file into a fresh memfd, by turns, so that page faults and what else the machine does slow both; the stub checks and
 //! digests besides.
 
-use anyhow::{Context, Result, ensure};
+use crate::figures::median;
+use anyhow::{Context, Result, bail, ensure};
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
@@ -64,7 +65,9 @@ pub fn measure(path: &Path) -> Result<Rate> {
         fresh.push(copy(&source, &target, &runs)?);
         warm.push(copy(&source, &target, &runs)?);
     }
-    let [stub, fresh, warm] = [stubs, fresh, warm].map(median);
+    let [Some(stub), Some(fresh), Some(warm)] = [stubs, fresh, warm].map(median_time) else {
+        bail!("no rounds");
+    };
     Ok(Rate { bytes: runs.iter().map(|(_, len)| *len as u64).sum(), stub, fresh, warm })
 }
 
@@ -105,7 +108,6 @@ fn copy(from: &GuestRam, to: &GuestRam, runs: &[Run]) -> Result<Duration> {
     Ok(started.elapsed())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+fn median_time(times: Vec<Duration>) -> Option<Duration> {
+    median(times.iter().map(Duration::as_secs_f64).collect()).map(Duration::from_secs_f64)
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use vmm_tests::figures::median;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
@@ -37,11 +38,13 @@ fn run() -> Result<()> {
         restores.push(first_line(&["restore".to_owned(), file.display().to_string()])?);
     }
     println!("{ROUNDS} rounds, {MEMORY}, from the start of the process to the guest's first line\n");
-    println!("{}", table(&mut boots, &mut restores));
+    println!("{}", table(boots, restores).context("no rounds")?);
     println!("\nSwitches between two resident kernels beside the floor, medians:\n");
     for (memory, bytes) in [("512M", 512 << 20), ("4G", 4 << 30)] {
         let guests = [guest.clone().memory(memory), Guest::bare("timer", dir.path())?.memory(memory)];
-        let (switch, floor, ratio) = stories::switch_cost([&guests[0], &guests[1]], bytes, ROUNDS)?.medians();
+        let (switch, floor, ratio) = stories::switch_cost([&guests[0], &guests[1]], bytes, ROUNDS)?
+            .medians()
+            .context("no switches")?;
         println!("{memory}: switch {switch:.2} ms, floor {floor:.2} ms, ratio {ratio:.2}");
     }
     println!("\nThe restore stub beside the host's memcpy, medians:\n");
@@ -54,26 +57,23 @@ fn save(guest: &Guest, file: &Path) -> Result<()> {
     vm.snapshot_and_stop(file).map(drop)
 }
 
-fn first_line(args: &[String]) -> Result<Duration> {
+/// In milliseconds.
+fn first_line(args: &[String]) -> Result<f64> {
     let began = Instant::now();
     TestVm::start(args)?.next_line(began + LIMIT)?;
-    Ok(began.elapsed())
+    Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
-fn table(boots: &mut [Duration], restores: &mut [Duration]) -> Table {
+fn table(boots: Vec<f64>, restores: Vec<f64>) -> Option<Table> {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(["", "median ms", "best ms", "worst ms"]);
-    for (name, times) in [("boot", &mut *boots), ("restore", &mut *restores)] {
-        times.sort();
-        let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
-        table.add_row([name.to_owned(), ms(median(times)), ms(times[0]), ms(times[times.len() - 1])]);
+    let ms = |time: f64| format!("{time:.2}");
+    for (name, times) in [("boot", &boots), ("restore", &restores)] {
+        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let worst = times.iter().copied().fold(0.0, f64::max);
+        table.add_row([name.to_owned(), ms(median(times.clone())?), ms(best), ms(worst)]);
     }
-    let ratio = median(boots).as_secs_f64() / median(restores).as_secs_f64();
+    let ratio = median(boots)? / median(restores)?;
     table.add_row(["boot/restore".to_owned(), format!("{ratio:.2}"), String::new(), String::new()]);
-    table
-}
-
-/// Of sorted times.
-fn median(times: &[Duration]) -> Duration {
-    (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2
+    Some(table)
 }

@@ -3,7 +3,7 @@
 //! Arguments: names of stories, or of groups (`6.12`, `6.12/rounds`); none lists them. Prints a line for each story and
 //! ends with status 1 if one failed.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -159,7 +159,7 @@ fn switch_cost() -> Result<()> {
             Guest::linux(version, &run).pulse(pulse).memory(memory)
         });
         let cost = stories::switch_cost([&guests[0], &guests[1]], bytes, 20)?;
-        let (switch, floor, ratio) = cost.medians();
+        let (switch, floor, ratio) = cost.medians().context("no switches")?;
         println!("switch with {memory}: {switch:.1} ms, floor {floor:.1} ms, ratio {ratio:.2}");
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! In: how many rounds, a file for JSON. Out: the table, the file. Holds: a measure that one of the monitors lacks is an error.
 
 use super::{MEASURES, Monitor, SAMPLE, Sample};
+use crate::figures::median;
 use crate::lab::{Lab, microvm};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
@@ -74,12 +75,6 @@ fn rows(samples: &[Sample]) -> Result<Vec<Row>> {
         Ok(Row { measure: measure.to_owned(), unit: unit.to_owned(), vmm, qemu, ratio: vmm / qemu })
     };
     MEASURES.iter().map(row).collect()
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let (low, high) = (values.len().checked_sub(1)? / 2, values.len() / 2);
-    Some((values[low] + values[high]) / 2.0)
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -15,10 +15,7 @@ pub fn second_process(guest: &Guest, dir: &Path) -> Result<(u64, u64)> {
     let file = dir.join("snapshot");
     let mut vm = TestVm::start(&guest.run_args())?;
     (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
-    vm.snapshot(&file, "pause")?;
-    let before = last_beat(guest, &mut vm)?;
-    vm.ask("stop", &[])?;
-    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+    let before = keep(guest, &mut vm, &file)?;
 
     let mut restored = TestVm::restore(&file)?;
     let after = guest.beat(&restored.wait_for(guest.pulse)?)?;
@@ -44,10 +41,7 @@ pub fn same_boot(guest: &Guest, dir: &Path) -> Result<()> {
     let ready = vm.wait_for("ready kernel=")?;
     vm.wait_for("boot_id ")?;
     vm.wait_for(guest.pulse)?;
-    vm.snapshot(&file, "pause")?;
-    let before = last_beat(guest, &mut vm)?;
-    vm.ask("stop", &[])?;
-    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+    let before = keep(guest, &mut vm, &file)?;
 
     let mut restored = TestVm::restore(&file)?;
     let after = guest.beat(&restored.wait_for(guest.pulse)?)?;
@@ -63,8 +57,17 @@ pub fn follows(before: u64, after: u64) -> bool {
     (before + 1..=before + 2).contains(&after)
 }
 
+/// Writes the machine to a file and ends its process. Returns the last number that the guest printed.
+pub(super) fn keep(guest: &Guest, vm: &mut TestVm, file: &Path) -> Result<u64> {
+    vm.snapshot(file, "pause")?;
+    let before = last_beat(guest, vm)?;
+    vm.ask("stop", &[])?;
+    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+    Ok(before)
+}
+
 /// The last number printed before a pause: output is complete when the pause is.
-pub(super) fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
+fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
     vm.lines_within(std::time::Duration::from_millis(300));
     let last = vm.seen().iter().rev().find(|line| line.contains(guest.pulse));
     guest.beat(last.context("no sign of life")?)

@@ -1,6 +1,6 @@
 //! Stories of the restore stub.
 
-use super::keeping::{follows, last_beat};
+use super::keeping::{follows, keep};
 use super::refusing::{refused, vmm_with};
 use crate::guests::Guest;
 use crate::oracle;
@@ -20,10 +20,7 @@ pub fn by_stub(guest: &Guest, dir: &Path) -> Result<()> {
     let (file, again) = (dir.join("snapshot"), dir.join("again"));
     let mut vm = TestVm::start(&guest.run_args())?;
     (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
-    vm.snapshot(&file, "pause")?;
-    let before = last_beat(guest, &mut vm)?;
-    vm.ask("stop", &[])?;
-    ensure!(vm.wait()? == 0, "vmm stop: the status is not 0");
+    let before = keep(guest, &mut vm, &file)?;
 
     let mut paused = TestVm::restore_with(&file, &["--via-stub", "--paused"])?;
     let report = paused.wait_for("stub: ")?;

@@ -3,6 +3,7 @@
 //! In: guests that show their life by different words, a directory. Out: how long each switch took, or why the story failed.
 //! Holds: a guest that slept goes on with the next number, in the same boot.
 
+use crate::figures::median;
 use crate::floor::Floor;
 use crate::guests::Guest;
 use crate::vm::TestVm;
@@ -167,17 +168,11 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Medians of both, and their ratio.
-    pub fn medians(&self) -> (f64, f64, f64) {
-        let (switch, floor) = (median(&self.switches), median(&self.floors));
-        (switch, floor, switch / floor)
+    /// Medians of both, and their ratio. None without any.
+    pub fn medians(self) -> Option<(f64, f64, f64)> {
+        let (switch, floor) = (median(self.switches)?, median(self.floors)?);
+        Some((switch, floor, switch / floor))
     }
-}
-
-fn median(times: &[f64]) -> f64 {
-    let mut times = times.to_vec();
-    times.sort_by(f64::total_cmp);
-    (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0
 }
 
 /// So many switches between two guests that are both resident, and as many runs of the floor, by turns.
