@@ -13,6 +13,7 @@
 //!      ├───────────────────────────────┤
 //!      │ CORE    NT_PRSTATUS           │ one note per vCPU: gdb, crash and drgn see the registers
 //!      │ CORE    …                     │
+//!      │ VMCOREINFO                    │ the guest kernel's own words, if it has any: symbols and offsets for crash and drgn
 //!      │ VMMSNAP fixed header          │ magic, version, lengths and CRCs of the other notes, its own CRC
 //!      │ VMMSNAP manifest              │ postcard: identity, RAM layout, host needs, table of sections
 //!      │ VMMSNAP machine state         │ the sections, one after another; lengths and CRCs are in the manifest

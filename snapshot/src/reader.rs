@@ -35,6 +35,7 @@ pub struct Snapshot {
     file: File,
     len: u64,
     header: [u8; HEADER_LEN],
+    vmcoreinfo: Option<Vec<u8>>,
     manifest: Manifest,
     state: Vec<u8>,
     table: Vec<u64>,
@@ -87,8 +88,8 @@ impl UnverifiedSnapshot {
         let Self { path, file } = self;
         match read_parts(&file) {
             Ok((len, parts)) => {
-                let Parts { header, manifest, state, table, ram } = parts;
-                Ok(Snapshot { path, file, len, header, manifest, state, table, ram })
+                let Parts { header, vmcoreinfo, manifest, state, table, ram } = parts;
+                Ok(Snapshot { path, file, len, header, vmcoreinfo, manifest, state, table, ram })
             }
             Err(fault) => Err(VerifyError { path, fault }),
         }
@@ -125,6 +126,11 @@ impl Snapshot {
     /// RAM, in the order of guest addresses; the ranges are the manifest's, and each lies wholly in the file.
     pub fn ram(&self) -> &[MappedRange] {
         &self.ram
+    }
+
+    /// What the guest's kernel told debuggers about itself: lines of text, by its word.
+    pub fn vmcoreinfo(&self) -> Option<&[u8]> {
+        self.vmcoreinfo.as_deref()
     }
 
     /// The machine state.
@@ -188,6 +194,7 @@ fn open_file(path: &Path) -> io::Result<Result<File, &'static str>> {
 /// What the notes hold, and where RAM is.
 struct Parts {
     header: [u8; HEADER_LEN],
+    vmcoreinfo: Option<Vec<u8>>,
     manifest: Manifest,
     state: Vec<u8>,
     table: Vec<u64>,
@@ -206,7 +213,8 @@ fn read_parts(file: &File) -> Result<(u64, Parts), Fault> {
     let image = Image::new(layout, notes)?;
     let table = chunk::digests(notes.table).collect();
     let (header, state, ram) = (notes.header.encode(), notes.state.to_vec(), image.layout.ram().to_vec());
-    Ok((len, Parts { header, manifest, state, table, ram }))
+    let vmcoreinfo = notes.vmcoreinfo.map(<[u8]>::to_vec);
+    Ok((len, Parts { header, vmcoreinfo, manifest, state, table, ram }))
 }
 
 fn read(file: &File, what: &'static str, len: u64) -> Result<Vec<u8>, Fault> {

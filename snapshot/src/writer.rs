@@ -51,6 +51,8 @@ pub struct Contents<'a> {
     pub about: About,
     /// One for each vCPU.
     pub vcpus: &'a [Registers],
+    /// What the guest's kernel tells debuggers about itself, if it does.
+    pub vmcoreinfo: Option<&'a [u8]>,
     /// The machine state.
     pub sections: &'a [Section],
     /// The machine's RAM.
@@ -154,6 +156,7 @@ pub fn write(
 /// The notes, except for the chunk table, of which the length is known.
 pub(crate) struct Notes {
     prstatus: Vec<[u8; PRSTATUS_LEN]>,
+    vmcoreinfo: Option<Vec<u8>>,
     manifest: Vec<u8>,
     state: Vec<u8>,
     chunks: u64,
@@ -169,6 +172,7 @@ impl Notes {
         let state = contents.sections.iter().flat_map(|section| section.bytes.iter().copied()).collect();
         let notes = Self {
             prstatus: contents.vcpus.iter().zip(0..).map(|(vcpu, index)| vcpu.prstatus(index)).collect(),
+            vmcoreinfo: contents.vmcoreinfo.map(<[u8]>::to_vec),
             manifest: Section::encode("manifest", crate::FORMAT_VERSION, &manifest)?.bytes,
             state,
             chunks: chunk::count(&manifest.ram.ranges),
@@ -180,22 +184,27 @@ impl Notes {
     /// Bytes of all notes.
     pub(crate) fn len(&self) -> u64 {
         let prstatus = note::note_len(note::CORE, PRSTATUS_LEN as u64) * self.prstatus.len() as u64;
+        let vmcoreinfo =
+            self.vmcoreinfo.as_ref().map_or(0, |desc| note::note_len(note::VMCOREINFO, desc.len() as u64));
         let lens = [HEADER_LEN as u64, self.manifest.len() as u64, self.state.len() as u64];
         let own = lens.into_iter().chain([self.chunks * chunk::DIGEST_LEN]);
-        prstatus + own.map(|len| note::note_len(note::VMMSNAP, len)).sum::<u64>()
+        prstatus + vmcoreinfo + own.map(|len| note::note_len(note::VMMSNAP, len)).sum::<u64>()
     }
 
     /// Their bytes, with the digests of all chunks.
     pub(crate) fn encode(&self, digests: &[u64]) -> Vec<u8> {
         let table = chunk::encode_table(digests);
         let header = FixedHeader {
-            prstatus: Frame::of(self.prstatus.iter().map(|desc| &desc[..])),
+            debugger: Frame::of(self.prstatus.iter().map(|desc| &desc[..]).chain(self.vmcoreinfo.as_deref())),
             manifest: Frame::of([&self.manifest[..]]),
             table: Frame::of([&table[..]]),
             state_len: self.state.len() as u32,
         };
         let mut out = Vec::new();
         self.prstatus.iter().for_each(|desc| note::push(&mut out, note::CORE, note::NT_PRSTATUS, desc));
+        if let Some(desc) = &self.vmcoreinfo {
+            note::push(&mut out, note::VMCOREINFO, note::NT_VMCOREINFO, desc);
+        }
         let own = [&header.encode()[..], &self.manifest, &self.state, &table];
         for ((kind, _), desc) in [note::HEADER, note::MANIFEST, note::STATE, note::TABLE].iter().zip(own) {
             note::push(&mut out, note::VMMSNAP, *kind, desc);

@@ -53,7 +53,8 @@ pub fn sections(
     let about = snapshot.manifest().about.clone();
     let registers = vec![Registers::default(); vcpus];
     let ram = SameRam(&snapshot);
-    let contents = Contents { about, vcpus: &registers, sections: &sections, ram: &ram };
+    let vmcoreinfo = snapshot.vmcoreinfo();
+    let contents = Contents { about, vcpus: &registers, vmcoreinfo, sections: &sections, ram: &ram };
     snapshot::write(forged, &contents, &mut |_, _| {}).context("cannot forge")?;
     Ok(())
 }

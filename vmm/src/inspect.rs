@@ -5,7 +5,7 @@
 
 use crate::complaint;
 use crate::disk::DiskRecord;
-use crate::kernel_id::hex;
+use crate::kernel_id::{KernelId, hex};
 use crate::load::{self, LoadError};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -102,7 +102,7 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
     let manifest = snapshot.manifest();
     let about = &manifest.about;
     let msrs = &state.vcpus[0].msrs;
-    let kernel = load::kernel_of(&snapshot, &load::ram(&snapshot)?)?;
+    let kernel = KernelId::of(&snapshot);
     Ok(Description {
         format: snapshot::FORMAT_VERSION,
         generation: about.generation,

@@ -1,19 +1,12 @@
 //! Which kernel a snapshot is of, and whether it is the expected one.
 //!
-//! In: a snapshot, its RAM, what the user expects. Out: release and build id, or a refusal that names both sides. Holds: what was
-//! read from the kernel's file at boot comes first; a bzImage hides its build id, so then it is the running kernel's own word.
-//!
-//! Linux keeps VMCOREINFO for kdump in a page of its own, as lines of text from the first byte of the page on, `OSRELEASE=` first
-//! and `BUILD-ID=` soon after (`kernel/vmcore_info.c`; `Documentation/admin-guide/kdump/vmcoreinfo.rst`).
+//! In: a snapshot, what the user expects. Out: release and build id, or a refusal that names both sides. Holds: what was read from
+//! the kernel's file at boot comes first; a bzImage hides its build id, so then it is the running kernel's own word, VMCOREINFO.
 
-use crate::layout::PAGE_SIZE;
-use crate::ram::GuestRam;
-use snapshot::{CHUNK_SIZE, Snapshot};
+use crate::vmcoreinfo::value;
+use snapshot::Snapshot;
 use std::fmt;
-use std::io;
 
-const FIRST_LINE: &str = "OSRELEASE=";
-const BUILD_ID: &str = "BUILD-ID=";
 /// Fewest digits by which a build id may be named.
 const DIGITS_MIN: usize = 8;
 /// Most bytes of a build id, as in the manifest.
@@ -29,17 +22,12 @@ pub struct KernelId {
 }
 
 impl KernelId {
-    /// The kernel of a snapshot with this RAM. RAM is read only where the snapshot doesn't know the build id.
-    ///
-    /// # Errors
-    /// RAM can't be read.
-    pub fn of(snapshot: &Snapshot, ram: &GuestRam) -> io::Result<Self> {
+    /// The kernel of a snapshot.
+    pub fn of(snapshot: &Snapshot) -> Self {
         let kernel = &snapshot.manifest().about.kernel;
-        let told = Self { release: kernel.release.clone(), build_id: kernel.build_id.clone() };
-        // A guest without a release is none that has VMCOREINFO.
-        let (Some(release), None) = (&told.release, &told.build_id) else { return Ok(told) };
-        let build_id = search(snapshot, ram, release)?;
-        Ok(Self { build_id, ..told })
+        let word = || build_id(snapshot.vmcoreinfo()?, kernel.release.as_deref()?);
+        let build_id = kernel.build_id.clone().or_else(word);
+        Self { release: kernel.release.clone(), build_id }
     }
 
     /// Whether this is what somebody calls by a release, by its first parts (`6.12`), or by a build id or its first digits.
@@ -83,33 +71,8 @@ pub fn describe(expected: &str) -> String {
 }
 
 /// The build id in the VMCOREINFO of a kernel of this release.
-fn search(snapshot: &Snapshot, ram: &GuestRam, release: &str) -> io::Result<Option<Vec<u8>>> {
-    let mut chunk = vec![0; CHUNK_SIZE as usize];
-    for range in &snapshot.manifest().ram.ranges {
-        for gpa in (range.gpa..range.gpa + range.len).step_by(CHUNK_SIZE as usize) {
-            let len = (range.gpa + range.len - gpa).min(CHUNK_SIZE) as usize;
-            if !ram.read_touched(gpa, &mut chunk[..len])? {
-                continue;
-            }
-            let found = chunk[..len].chunks(PAGE_SIZE as usize).find_map(|page| build_id(page, release));
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// The build id in this page, if it is the VMCOREINFO of a kernel of this release.
-fn build_id(page: &[u8], release: &str) -> Option<Vec<u8>> {
-    if !page.starts_with(FIRST_LINE.as_bytes()) {
-        return None;
-    }
-    let end = page.iter().position(|byte| *byte == 0).unwrap_or(page.len());
-    let mut lines = std::str::from_utf8(&page[..end]).ok()?.lines();
-    let found = lines.next()?.strip_prefix(FIRST_LINE)?;
-    let digits = lines.find_map(|line| line.strip_prefix(BUILD_ID))?;
-    if found == release { unhex(digits) } else { None }
+fn build_id(vmcoreinfo: &[u8], release: &str) -> Option<Vec<u8>> {
+    if value(vmcoreinfo, "OSRELEASE")? == release { unhex(value(vmcoreinfo, "BUILD-ID")?) } else { None }
 }
 
 fn unhex(digits: &str) -> Option<Vec<u8>> {
@@ -156,17 +119,16 @@ mod tests {
 
     #[test]
     fn vmcoreinfo_has_the_build_id() {
-        let page = |text: &str| [text.as_bytes(), &[0; 64]].concat();
-        let good = page("OSRELEASE=6.1.0\nBUILD-ID=00ff10\nPAGESIZE=4096\n");
-        assert_eq!(build_id(&good, "6.1.0"), Some(vec![0, 0xff, 0x10]));
-        assert_eq!(build_id(&good, "6.1.1"), None);
+        let id = |text: &str| build_id(text.as_bytes(), "6.1.0");
+        assert_eq!(id("OSRELEASE=6.1.0\nBUILD-ID=00ff10\nPAGESIZE=4096\n"), Some(vec![0, 0xff, 0x10]));
         for bad in [
+            "OSRELEASE=6.1.1\nBUILD-ID=00ff10\n",
             "OSRELEASE=6.1.0\n",
             "OSRELEASE=6.1.0\nBUILD-ID=0x1\n",
             "OSRELEASE=6.1.0\nBUILD-ID=\n",
             "BUILD-ID=00\n",
         ] {
-            assert_eq!(build_id(&page(bad), "6.1.0"), None, "{bad}");
+            assert_eq!(id(bad), None, "{bad}");
         }
     }
 }

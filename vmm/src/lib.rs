@@ -13,6 +13,7 @@ pub mod options;
 pub mod lost_ram;
 pub mod ram;
 pub mod disk;
+pub mod vmcoreinfo;
 pub mod kvm;
 pub mod cpuid;
 pub mod msr;

@@ -91,14 +91,6 @@ pub enum LoadError {
         /// What somebody expected.
         expected: String,
     },
-    /// Its RAM can't be read.
-    #[error("{path}: cannot read its RAM")]
-    ReadRam {
-        /// The snapshot.
-        path: String,
-        /// What the host said.
-        source: std::io::Error,
-    },
     /// It was written after the restore stub had checked it.
     #[error("{path}: its notes have changed since the restore stub checked them")]
     Changed {
@@ -213,21 +205,13 @@ pub fn ram(snapshot: &Snapshot) -> Result<GuestRam, LoadError> {
 /// Refuses a snapshot of any other kernel than the one of this release or build id.
 ///
 /// # Errors
-/// It is of another, or its RAM can't be read.
-pub fn expect_kernel(snapshot: &Snapshot, ram: &GuestRam, expected: &str) -> Result<(), LoadError> {
-    let found = kernel_of(snapshot, ram)?;
+/// It is of another.
+pub fn expect_kernel(snapshot: &Snapshot, expected: &str) -> Result<(), LoadError> {
+    let found = KernelId::of(snapshot);
     if found.is(expected) {
         return Ok(());
     }
     Err(LoadError::Kernel { path: name(snapshot), found, expected: kernel_id::describe(expected) })
-}
-
-/// Which kernel a snapshot is of.
-///
-/// # Errors
-/// Its RAM can't be read.
-pub fn kernel_of(snapshot: &Snapshot, ram: &GuestRam) -> Result<KernelId, LoadError> {
-    KernelId::of(snapshot, ram).map_err(|source| LoadError::ReadRam { path: name(snapshot), source })
 }
 
 fn section<T: DeserializeOwned>(snapshot: &Snapshot, wanted: &str) -> Result<T, LoadError> {

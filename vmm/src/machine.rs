@@ -11,8 +11,10 @@ use crate::ram::GuestRam;
 use crate::run_loop::Stop;
 use crate::vcpu::Vcpu;
 use crate::vcpu_thread::{Report, VcpuThread};
+use crate::vmcoreinfo::Place;
 use devices::Generation;
 use kvm_ioctls::VmFd;
+use std::io;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
@@ -34,6 +36,7 @@ pub struct Machine {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) ram: GuestRam,
     pub(crate) disks: Vec<Disk>,
+    pub(crate) vmcoreinfo: Place,
     pub(crate) shape: Shape,
     pub(crate) started: Instant,
     pub(crate) paused: bool,
@@ -112,6 +115,15 @@ impl Machine {
     /// Its RAM.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// What the guest's kernel tells debuggers about itself, if it is Linux and has come so far. Asked for before a pause, it is there
+    /// at once in the pause.
+    ///
+    /// # Errors
+    /// RAM can't be read.
+    pub fn vmcoreinfo(&self) -> io::Result<Option<Vec<u8>>> {
+        self.vmcoreinfo.look(&self.ram, &self.shape)
     }
 
     /// Takes the machine apart: its threads end, its devices let go of the host, its VM is closed. What is left is its RAM, and its

@@ -125,7 +125,7 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     let kvm = vm::open()?;
     let (snapshot, ram, report) = open(&kvm, args)?;
     if let Some(expected) = &args.expect_kernel {
-        load::expect_kernel(&snapshot, &ram, expected)?;
+        load::expect_kernel(&snapshot, expected)?;
     }
     let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
     let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;

@@ -265,6 +265,8 @@ impl Monitor {
         let started = Instant::now();
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let machine = self.kernels.machine();
+        // The first look for it goes through all RAM, which need not be done in the pause.
+        let _ = machine.vmcoreinfo();
         let paused = machine.pause();
         if paused.has_ended() {
             return Err(ApiError::ending());

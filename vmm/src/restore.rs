@@ -18,6 +18,7 @@ use crate::vcpu_state::{HostVcpu, VcpuState, VcpuStateError};
 use crate::vcpu_thread::{Reports, VcpuThread};
 use crate::vm;
 use crate::vm_state;
+use crate::vmcoreinfo::Place;
 use kvm_ioctls::{Kvm, VmFd};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -99,6 +100,7 @@ impl Machine {
             vm,
             ram,
             disks: ends.disks,
+            vmcoreinfo: Place::default(),
             shape: state.shape.clone(),
             started: Instant::now(),
             paused: true,

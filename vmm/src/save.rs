@@ -9,6 +9,7 @@ use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
 use crate::ram::GuestRam;
 use crate::vcpu_state::VcpuState;
+use crate::vmcoreinfo::Place;
 use crate::{cpuid, kernel, layout};
 use snapshot::{
     About, ChunkContent, Contents, Elfcorehdr, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange,
@@ -56,6 +57,9 @@ pub enum SaveError {
     /// A part of it has no encoding.
     #[error(transparent)]
     Encode(#[from] SectionError),
+    /// RAM could not be searched for what the guest's kernel says about itself.
+    #[error("cannot read guest RAM")]
+    ReadRam(#[source] io::Error),
     /// The host has no random bytes for the snapshot's identity.
     #[error("cannot get random bytes for the snapshot's generation id")]
     Random(#[source] io::Error),
@@ -84,7 +88,8 @@ impl PausedMachine<'_> {
         let disks = &self.machine().disks;
         disk::sync(disks)?;
         let (records, kept) = disk::record(disks, care, path, &generation)?;
-        let notes = Notes::new(&state, &records, generation)?;
+        let vmcoreinfo = self.machine().vmcoreinfo().map_err(SaveError::ReadRam)?;
+        let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
         let ram = SavedRam::new(self.ram(), state.shape.memory);
         let contents = notes.contents(&ram);
         let replaced = records_at(path).unwrap_or_default();
@@ -111,7 +116,8 @@ pub(crate) fn elfcorehdr(
     disk::sync(disks)?;
     // No disk is kept, so there is no file for it to lie beside.
     let (records, _) = disk::record(disks, DiskCare::default(), Path::new(""), &generation)?;
-    let notes = Notes::new(state, &records, generation)?;
+    let vmcoreinfo = Place::default().look(ram, &state.shape).map_err(SaveError::ReadRam)?;
+    let notes = Notes::new(state, &records, generation, vmcoreinfo)?;
     Ok(Elfcorehdr::new(&notes.contents(&SavedRam::new(ram, state.shape.memory)), at, window)?)
 }
 
@@ -119,6 +125,7 @@ pub(crate) fn elfcorehdr(
 struct Notes {
     about: About,
     vcpus: Vec<Registers>,
+    vmcoreinfo: Option<Vec<u8>>,
     sections: Vec<Section>,
 }
 
@@ -127,15 +134,17 @@ impl Notes {
         state: &MachineState,
         records: &[DiskRecord],
         generation: GenerationId,
+        vmcoreinfo: Option<Vec<u8>>,
     ) -> Result<Self, SectionError> {
         let mut sections = sections(state)?;
         sections.push(Section::encode(DISKS, SECTION_VERSION, &records)?);
         let vcpus = state.vcpus.iter().map(debugger_registers).collect();
-        Ok(Self { about: about(state, generation), vcpus, sections })
+        Ok(Self { about: about(state, generation), vcpus, vmcoreinfo, sections })
     }
 
     fn contents<'a>(&'a self, ram: &'a SavedRam) -> Contents<'a> {
-        Contents { about: self.about.clone(), vcpus: &self.vcpus, sections: &self.sections, ram }
+        let vmcoreinfo = self.vmcoreinfo.as_deref();
+        Contents { about: self.about.clone(), vcpus: &self.vcpus, vmcoreinfo, sections: &self.sections, ram }
     }
 }
 

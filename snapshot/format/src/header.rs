@@ -6,7 +6,7 @@
 //! ```text
 //!  0  magic          8 bytes
 //!  8  version        u32        all little-endian
-//! 12  NT_PRSTATUS    u32 length of all descriptors together, u32 CRC-32
+//! 12  for debuggers  u32 length of the descriptors of NT_PRSTATUS and VMCOREINFO together, u32 CRC-32
 //! 20  manifest       u32 length, u32 CRC-32
 //! 28  chunk table    u32 length, u32 CRC-32
 //! 36  machine state  u32 length; each section has its CRC in the manifest
@@ -69,8 +69,8 @@ pub(crate) fn check_len(what: Part, bytes: &[u8], expected: u64) -> Result<(), F
 /// What the fixed header records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FixedHeader {
-    /// The descriptors of all NT_PRSTATUS notes, one after another.
-    pub prstatus: Frame,
+    /// The descriptors of the notes for debuggers, one after another: all NT_PRSTATUS, then VMCOREINFO if there is one.
+    pub debugger: Frame,
     /// The manifest.
     pub manifest: Frame,
     /// The chunk table.
@@ -82,9 +82,9 @@ pub struct FixedHeader {
 impl FixedHeader {
     /// The note's bytes.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
-        let Self { prstatus, manifest, table, state_len } = self;
+        let Self { debugger, manifest, table, state_len } = self;
         let numbers =
-            [prstatus.len, prstatus.crc, manifest.len, manifest.crc, table.len, table.crc, *state_len];
+            [debugger.len, debugger.crc, manifest.len, manifest.crc, table.len, table.crc, *state_len];
         let mut out = [0; HEADER_LEN];
         out[..8].copy_from_slice(&MAGIC);
         let all = core::iter::once(FORMAT_VERSION).chain(numbers);
@@ -111,7 +111,7 @@ impl FixedHeader {
         let own = Frame { len: CRC_AT as u32, crc: number(CRC_AT) };
         own.check(what, [&bytes[..CRC_AT]])?;
         let frame = |at| Frame { len: number(at), crc: number(at + 4) };
-        Ok(Self { prstatus: frame(12), manifest: frame(20), table: frame(28), state_len: number(36) })
+        Ok(Self { debugger: frame(12), manifest: frame(20), table: frame(28), state_len: number(36) })
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
 
     fn example() -> FixedHeader {
         let frame = |n: u32| Frame { len: n, crc: n.wrapping_mul(0x9e37_79b9) };
-        FixedHeader { prstatus: frame(336), manifest: frame(77), table: frame(16), state_len: 1000 }
+        FixedHeader { debugger: frame(336), manifest: frame(77), table: frame(16), state_len: 1000 }
     }
 
     #[test]

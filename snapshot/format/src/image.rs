@@ -33,6 +33,8 @@ pub struct Notes<'a> {
     pub state: &'a [u8],
     /// One digest for each chunk of RAM.
     pub table: &'a [u8],
+    /// What the guest's kernel tells debuggers about itself, if it does: lines of text.
+    pub vmcoreinfo: Option<&'a [u8]>,
     /// Bytes of all NT_PRSTATUS descriptors.
     registers: u64,
 }
@@ -56,11 +58,13 @@ impl<'a> Notes<'a> {
         }
         let header = FixedHeader::decode(header_bytes)?;
         let named = |(_, name)| Part::Named(name);
-        header.prstatus.check(Part::Named("NT_PRSTATUS notes"), registers(segment))?;
+        let vmcoreinfo = vmcoreinfo(segment);
+        header.debugger.check(Part::Named("notes for debuggers"), registers(segment).chain(vmcoreinfo))?;
         header.manifest.check(named(note::MANIFEST), [manifest])?;
         check_len(named(note::STATE), state, header.state_len.into())?;
         header.table.check(named(note::TABLE), [table])?;
-        Ok(Self { header, header_bytes, manifest, state, table, registers: header.prstatus.len.into() })
+        let registers = registers(segment).map(|desc| desc.len() as u64).sum();
+        Ok(Self { header, header_bytes, manifest, state, table, vmcoreinfo, registers })
     }
 }
 
@@ -132,6 +136,15 @@ fn registers(segment: &[u8]) -> impl Iterator<Item = &[u8]> {
     intact(segment).filter(|note| note.is(note::CORE, note::NT_PRSTATUS)).map(|note| note.desc)
 }
 
+/// The note right before the fixed header: Linux may put one of its own ahead of all ours.
+fn vmcoreinfo(segment: &[u8]) -> Option<&[u8]> {
+    let mut before = None;
+    for note in intact(segment).take_while(|note| !note.is(note::VMMSNAP, note::HEADER.0)) {
+        before = note.is(note::VMCOREINFO, note::NT_VMCOREINFO).then_some(note.desc);
+    }
+    before
+}
+
 fn only<'a>(segment: &'a [u8], (kind, what): (u32, &'static str)) -> Result<&'a [u8], Fault> {
     let own = || intact(segment).filter(|note| note.is(note::VMMSNAP, kind));
     match (own().next(), own().count()) {
@@ -140,12 +153,14 @@ fn only<'a>(segment: &'a [u8], (kind, what): (u32, &'static str)) -> Result<&'a 
     }
 }
 
-/// First the registers, then our four.
+/// First the registers, then VMCOREINFO if there is one, then our four.
 fn check_order(segment: &[u8]) -> Result<(), Fault> {
     let own = [note::HEADER, note::MANIFEST, note::STATE, note::TABLE];
+    let others = usize::from(vmcoreinfo(segment).is_some());
     let first = intact(segment).count() - own.len();
     for (index, note) in intact(segment).enumerate() {
         let (owner, (kind, expected)) = match index.checked_sub(first) {
+            None if index + others == first => (note::VMCOREINFO, (note::NT_VMCOREINFO, "VMCOREINFO")),
             None => (note::CORE, (note::NT_PRSTATUS, "NT_PRSTATUS")),
             Some(place) => (note::VMMSNAP, own[place]),
         };

@@ -9,6 +9,11 @@ use crate::{Fault, NOTE_HEADER_LEN, number};
 pub const CORE: &[u8] = b"CORE\0";
 /// Registers of one thread (Linux `elf.h`).
 pub const NT_PRSTATUS: u32 = 1;
+/// Owner of what a Linux kernel tells debuggers about itself
+/// (`Documentation/admin-guide/kdump/vmcoreinfo.rst`).
+pub const VMCOREINFO: &[u8] = b"VMCOREINFO\0";
+/// Type of that note (Linux `kernel/vmcore_info.c`).
+pub const NT_VMCOREINFO: u32 = 0;
 /// Owner of this format's notes.
 pub const VMMSNAP: &[u8] = b"VMMSNAP\0";
 /// This format's notes: type, and name in messages. gdb looks at the type before the owner, so small numbers, which mean

@@ -10,6 +10,7 @@ pub(crate) struct Forge {
     /// For the program headers.
     pub(crate) loads: Vec<RamRange>,
     pub(crate) prstatus: Vec<Vec<u8>>,
+    pub(crate) vmcoreinfo: Option<&'static [u8]>,
     pub(crate) manifest: Vec<u8>,
     pub(crate) state: Vec<u8>,
     pub(crate) table: Vec<u8>,
@@ -26,6 +27,7 @@ impl Forge {
         let state_len = manifest.sections.iter().map(|entry| entry.len as usize).sum();
         Self {
             prstatus: vec![vec![0; 336]; manifest.vcpus as usize],
+            vmcoreinfo: None,
             manifest: postcard::to_stdvec(manifest).unwrap(),
             state: vec![0; state_len],
             table: table(&loads),
@@ -61,6 +63,7 @@ impl Forge {
 
     fn notes(&self) -> Vec<u8> {
         let mut out: Vec<u8> = self.prstatus.iter().flat_map(|desc| note(b"CORE\0", 1, desc)).collect();
+        out.extend(self.vmcoreinfo.iter().flat_map(|desc| note(b"VMCOREINFO\0", 0, desc)));
         out.extend(note(b"VMMSNAP\0", 0x534e_4150, &self.header()));
         out.extend(note(b"VMMSNAP\0", 0x534e_4151, &self.manifest));
         out.extend(note(b"VMMSNAP\0", 0x534e_4152, &self.state));
@@ -71,7 +74,8 @@ impl Forge {
 
     fn header(&self) -> Vec<u8> {
         let mut out = b"\x89VMSNAP\n\x01\0\0\0".to_vec();
-        for part in [&self.prstatus.concat(), &self.manifest, &self.table] {
+        let for_debuggers = [&self.prstatus.concat(), self.vmcoreinfo.unwrap_or_default()].concat();
+        for part in [&for_debuggers, &self.manifest, &self.table] {
             out.extend((part.len() as u32).to_le_bytes());
             out.extend(crc32fast::hash(part).to_le_bytes());
         }

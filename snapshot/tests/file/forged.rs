@@ -140,7 +140,7 @@ fn a_header_that_lies_is_refused() {
     let cases: [(&str, SpoilHeader); 6] = [
         ("magic", |header| header[1] = b'X'),
         ("format version 2; this program reads version 1", |header| header[8] = 2),
-        ("NT_PRSTATUS notes: 672 bytes long", |header| header[12..16].fill(0xff)),
+        ("notes for debuggers: 672 bytes long", |header| header[12..16].fill(0xff)),
         ("manifest: ", |header| header[20..24].fill(0xff)),
         ("chunk table: 16 bytes long, expected 4294967295", |header| header[28..32].fill(0xff)),
         ("machine state: 0 bytes long, expected 4294967295", |header| header[36..40].fill(0xff)),
@@ -159,6 +159,12 @@ fn a_core_without_our_notes_and_one_with_two_are_refused() {
     let foreign = note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1.0\n");
     let message = complaint(&Forge { more_notes: foreign, ..Forge::new(&manifest()) });
     assert!(message.contains("belongs there"), "{message}");
+    let word: &[u8] = b"OSRELEASE=6.1.0\n";
+    let told = Forge { vmcoreinfo: Some(word), ..Forge::new(&manifest()) };
+    assert_eq!(verify(&told.file()).unwrap().vmcoreinfo(), Some(word));
+    let mut more = Forge { vmcoreinfo: Some(word), ..Forge::new(&manifest()) };
+    more.prstatus.push(b"not registers".to_vec());
+    assert!(complaint(&more).contains("NT_PRSTATUS notes: 685 bytes long, expected 672"));
     let bytes = Forge::new(&manifest()).file();
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let mut stranger = bytes.clone();

@@ -6,6 +6,9 @@ use snapshot::{
 };
 use std::{collections::BTreeMap, io, path::Path};
 
+/// Of no round length, so that the note has padding.
+pub(crate) const VMCOREINFO: &[u8] = b"OSRELEASE=6.1.0-41-cloud-amd64\nPAGESIZE=4096\nKERNELOFFSET=b000000\n";
+
 /// RAM of which only some pages are there; the others are zero.
 pub(crate) struct SparseRam {
     pub(crate) ranges: Vec<RamRange>,
@@ -47,6 +50,7 @@ impl RamSource for SparseRam {
 pub(crate) struct Machine {
     pub(crate) about: About,
     pub(crate) vcpus: Vec<Registers>,
+    pub(crate) vmcoreinfo: Option<&'static [u8]>,
     pub(crate) sections: Vec<Section>,
     pub(crate) ram: SparseRam,
 }
@@ -68,12 +72,18 @@ impl Machine {
         let pages = pages.iter().map(|gpa| (*gpa, [(gpa >> 12) as u8 | 0x80; 4096])).collect();
         let ram = SparseRam { ranges, pages, broken_at: None };
         let vcpus = (1..=2).map(|n| Registers { rip: 0x1000 * n, rax: 0xabc0 + n, ..Registers::default() });
-        Self { about: about(), vcpus: vcpus.collect(), sections: sections(), ram }
+        Self {
+            about: about(),
+            vcpus: vcpus.collect(),
+            vmcoreinfo: Some(VMCOREINFO),
+            sections: sections(),
+            ram,
+        }
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<Summary, WriteError> {
-        let Self { about, vcpus, sections, ram } = self;
-        let contents = Contents { about: about.clone(), vcpus, sections, ram };
+        let Self { about, vcpus, vmcoreinfo, sections, ram } = self;
+        let contents = Contents { about: about.clone(), vcpus, vmcoreinfo: *vmcoreinfo, sections, ram };
         snapshot::write(path, &contents, &mut |_, _| ())
     }
 

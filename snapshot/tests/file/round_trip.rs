@@ -25,6 +25,7 @@ fn a_machine_comes_back() {
     let snapshot = open(&path);
     assert_eq!(snapshot.manifest().about, machine.about);
     assert_eq!(snapshot.manifest().vcpus, 2);
+    assert_eq!(snapshot.vmcoreinfo(), machine.vmcoreinfo);
     assert_eq!(snapshot.manifest().ram.ranges, machine.ram.ranges);
     let sections: Vec<_> = machine.sections.iter().map(Section::as_ref).collect();
     assert_eq!(snapshot.sections().collect::<Vec<_>>(), sections);

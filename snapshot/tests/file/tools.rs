@@ -30,7 +30,13 @@ fn readelf_shows_notes_and_ram() {
     if let Some(output) = run("readelf", &["-lnW"], &path) {
         assert_has(
             &output,
-            &["CORE (Core file)", "NT_PRSTATUS", "VMMSNAP", "0x0000000100000000 0x002000 0x002000 RWE"],
+            &[
+                "CORE (Core file)",
+                "NT_PRSTATUS",
+                "VMCOREINFO",
+                "VMMSNAP",
+                "0x0000000100000000 0x002000 0x002000 RWE",
+            ],
         );
         assert_eq!(
             output.matches("NT_").count(),
