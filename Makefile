@@ -48,7 +48,7 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/agent $(v)/sockets $(v)/socket-clones $(v)/oracle-vsock)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/oracle-every-device $(v)/disk-hangs $(v)/small-devices)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'
-	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub)'
+	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub $(v)/suspended-ends $(v)/vmcore-rate)'
 
 bench: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins

@@ -3,6 +3,7 @@
 #   run="COMMAND"  run COMMAND with sh in the background, its output on the console; its end is told as `run status=N`
 #   shell=1        an interactive shell instead of ticks; leaving it powers the machine off
 #   modules=A,B    load these modules too; the drivers of the machine's virtio devices are loaded unasked
+#   before="COMMAND"  run COMMAND with sh to its end before the next
 #   image=poweroff|return|stub  of an image kernel (vmm suspend-with): write /proc/vmcore to the disk `image`, and give the machine up
 #   tools=vdb      mount that disk read-only on /mnt; Debian's programs in its directory tools are then on PATH
 # Out: one line `ready kernel=R boot_id=U cpus=N`, then `tick N` about five times a second, and `input LINE` for each line
@@ -40,6 +41,10 @@ if [ -e /dev/vsock ] && [ -x /bin/vmm-agent ]; then
 fi
 
 echo "ready kernel=$(uname -r) boot_id=$(cat /proc/sys/kernel/random/boot_id) cpus=$(nproc)"
+
+if [ -n "$before" ]; then
+	sh -c "$before" </dev/null
+fi
 
 if [ -n "$image" ]; then
 	vmm-image "$image"

@@ -156,6 +156,11 @@ impl Guest {
         args
     }
 
+    /// Which Linux it is: `6.1`.
+    pub fn version(&self) -> &str {
+        self.name.rsplit(' ').next().unwrap_or_default()
+    }
+
     /// Its name as a word.
     pub fn word(&self) -> String {
         self.name.replace(' ', "-")
@@ -172,7 +177,7 @@ impl Guest {
             "--cmdline".to_owned(),
             self.cmdline.clone(),
         ]);
-        args.extend(["--as".to_owned(), self.word()]);
+        args.extend(["--cpus".to_owned(), self.cpus.to_string(), "--as".to_owned(), self.word()]);
         args
     }
 

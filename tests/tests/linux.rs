@@ -87,10 +87,10 @@ fn amd_switch_and_small_devices() -> Result<()> {
     tell(amd(), &["switch", "6.12/small-devices"])
 }
 
-/// A kernel writes another to a disk from its `/proc/vmcore`; the rest is in `make torture`.
+/// A kernel writes another to a disk from its `/proc/vmcore`, or ends before it has; the rest is in `make torture`.
 #[test]
 fn amd_image_kernels() -> Result<()> {
-    tell(amd(), &["6.1/suspended-poweroff", "7.2/suspended-stub"])
+    tell(amd(), &["6.1/suspended-poweroff", "7.2/suspended-stub", "6.12/suspended-ends"])
 }
 
 /// A sample; `make torture` goes through 100.

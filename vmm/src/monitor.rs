@@ -123,7 +123,7 @@ impl Monitor {
     fn end_kernel(&mut self, outcome: Outcome) {
         let Some(next) = self.kernels.last_asleep() else { return self.end(outcome) };
         let (name, _) = self.kernels.origin();
-        self.say(&format!("vmm: kernel `{name}`: {outcome}; `{next}` goes on"));
+        self.say(&format!("vmm: `{next}` goes on in place of kernel `{name}`: {outcome}"));
         self.replace_ended(outcome);
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use vmm_tests::guests::{Guest, LINUX};
-use vmm_tests::stories::{self, After, Gap};
+use vmm_tests::stories::{self, After, End, Gap};
 
 /// What makes a Linux kernel panic.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
@@ -139,8 +139,12 @@ fn all() -> Vec<(String, Story)> {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
     stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
-    for (name, after) in [("poweroff", After::Poweroff), ("return", After::Return), ("stub", After::Stub)] {
-        for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
+    for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
+        let ends = Box::new(move |dir: &Path| outlives(version, by, dir));
+        stories.push((format!("{version}/suspended-ends"), ends));
+        stories.push((format!("{version}/vmcore-rate"), Box::new(move |_| vmcore_rate(version, by))));
+        for (name, after) in [("poweroff", After::Poweroff), ("return", After::Return), ("stub", After::Stub)]
+        {
             let story = Box::new(move |dir: &Path| suspended_with(version, by, after, dir));
             stories.push((format!("{version}/suspended-{name}"), story));
         }
@@ -170,6 +174,35 @@ fn suspended_with(version: &str, by: &'static str, after: After, dir: &Path) -> 
     let run = format!("{}beat {}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
     let guest = Guest::linux(version, &format!("yes > /dev/null & {run}")).pulse("beat ").cpus(2);
     stories::suspended_with(&guest, &Guest::linux(by, "").memory("128M"), after, dir)
+}
+
+/// A guest under load outlives an image kernel that ends while it writes: it panics, hangs, crashes, or is stopped.
+fn outlives(version: &str, by: &'static str, dir: &Path) -> Result<()> {
+    let run = format!("{}beat {}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
+    let guest = Guest::linux(version, &format!("yes > /dev/null & {run}")).pulse("beat ").cpus(2);
+    let image = |then: &str| {
+        let half = "dd if=/proc/vmcore of=/dev/vda bs=1M count=8 conv=fsync; echo half";
+        Guest::linux(by, "").memory("128M").cmdline(&format!("before=\"{half}; {then}\""))
+    };
+    let ends = [
+        (image(PANIC), "half", End::Its),
+        // Nobody hears of this panic.
+        (
+            image(&format!("rmmod pvpanic_mmio; {PANIC}")).cmdline("panic=0").cpus(2),
+            "end Kernel panic",
+            End::Switch,
+        ),
+        (image("reboot -f").cmdline("reboot=t"), "half", End::Its),
+        (image("sleep 1000"), "half", End::Stop),
+    ];
+    stories::outlives(&guest, &ends, dir)
+}
+
+/// What reading `/proc/vmcore` costs an image kernel.
+fn vmcore_rate(version: &str, by: &'static str) -> Result<()> {
+    let run = format!("{}beat {}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
+    let image = Guest::linux(by, "vmm-image rate").memory("128M");
+    stories::vmcore_rate(&Guest::linux(version, &run).pulse("beat "), &image)
 }
 
 /// Ten switches between three stock kernels.

@@ -5,6 +5,7 @@
 
 use super::switching::Life;
 use crate::guests::Guest;
+use crate::oracle;
 use crate::vm::{TestVm, vmm};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
@@ -20,34 +21,40 @@ pub enum After {
     Stub,
 }
 
-/// A kernel is frozen, another writes it to a disk from its `/proc/vmcore`, and it goes on.
+/// A kernel is frozen, another writes it to a disk from its `/proc/vmcore`, and it goes on. The digest of what the other finds in that
+/// file is the one of a snapshot of the same instant, and the machine that it writes is the machine in the snapshot.
 ///
 /// # Errors
-/// It doesn't, or what was written isn't whole.
+/// It doesn't, or what was written isn't whole, or is another machine.
 pub fn suspended_with(guest: &Guest, image: &Guest, after: After, dir: &Path) -> Result<()> {
-    let file = dir.join("image.snapshot");
+    let [file, snapshot] = ["image.snapshot", "same.instant"].map(|name| dir.join(name));
     let path = file.to_str().context("path")?;
     let mut vm = TestVm::start(&guest.run_args())?;
     let mut life = Life::of(guest);
     life.goes_on(&mut vm)?;
+    vm.ask("pause", &[])?;
+    vm.snapshot(&snapshot, "pause")?;
     let then = match after {
         After::Poweroff => "poweroff",
         After::Return => "return",
         After::Stub => "stub",
     };
     suspend(&vm, image, &["--write-to", path, "--then", then])?;
-    println!("{}", vm.wait_for("ready kernel=")?);
-    println!("{}", vm.wait_for("image: ")?);
+    let ready = vm.wait_for("ready kernel=")?;
+    ensure!(ready.contains(&format!("kernel={}.", image.version())), "{ready}");
+    let said = vm.wait_for("image: ")?;
+    let digest = format!("digest {:016x}", vmm::load::open(&snapshot)?.ram_digest());
+    ensure!(said.contains(&digest), "{digest} in the snapshot; {said}");
+    println!("{ready}\n{said}");
     match after {
         After::Poweroff => {
             let status = vm.wait()?;
             ensure!(status == 0, "status {status}");
-            for stub in [false, true] {
-                verify(&file)?;
-                let arguments: &[&str] = if stub { &["--via-stub"] } else { &[] };
+            verify(&file)?;
+            oracle::same_machine(&snapshot, &file)?;
+            for arguments in [&[][..], &["--via-stub"]] {
                 let mut vm = TestVm::restore_with(&file, arguments)?;
-                let mut life = life.clone();
-                life.goes_on(&mut vm).with_context(|| format!("restored, stub: {stub}"))?;
+                life.clone().goes_on(&mut vm).with_context(|| format!("restored {arguments:?}"))?;
             }
         }
         After::Return => {
@@ -58,7 +65,59 @@ pub fn suspended_with(guest: &Guest, image: &Guest, after: After, dir: &Path) ->
             println!("{}", vm.wait_for("stub: ")?);
             life.goes_on(&mut vm)?;
             verify(&file)?;
+            oracle::same_machine(&snapshot, &file)?;
         }
+    }
+    Ok(())
+}
+
+/// How long an image kernel takes to read `/proc/vmcore`.
+///
+/// # Errors
+/// It can't.
+pub fn vmcore_rate(guest: &Guest, image: &Guest) -> Result<()> {
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life::of(guest);
+    life.goes_on(&mut vm)?;
+    suspend(&vm, image, &[])?;
+    println!("{}", vm.wait_for("rate: ")?);
+    vm.ask("switch", &["--to", &guest.word()])?;
+    life.goes_on(&mut vm)
+}
+
+/// How an image kernel ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It does so by itself.
+    Its,
+    /// `vmm stop`.
+    Stop,
+    /// `vmm switch --to` the one that sleeps; the other has been told to stand still before.
+    Switch,
+}
+
+/// However an image kernel ends once it has said `sign`, who sleeps goes on, in the same boot, and no half image is left.
+///
+/// # Errors
+/// It doesn't.
+pub fn outlives(guest: &Guest, ends: &[(Guest, &str, End)], dir: &Path) -> Result<()> {
+    let file = dir.join("image.snapshot");
+    let write = ["--write-to", file.to_str().context("path")?];
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life::of(guest);
+    life.goes_on(&mut vm)?;
+    for (image, sign, end) in ends {
+        suspend(&vm, image, &write)?;
+        vm.wait_for(sign)?;
+        match end {
+            End::Its => {}
+            End::Stop => drop(vm.ask("stop", &[])?),
+            End::Switch => drop(vm.ask("switch", &["--to", &guest.word()])?),
+        }
+        let said = vm.wait_for(if *end == End::Switch { "ended, " } else { "goes on" })?;
+        life.goes_on(&mut vm).with_context(|| format!("{sign}, {end:?}"))?;
+        leaves_nothing(&vm, dir)?;
+        println!("{said}");
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub use clones::{GET_READY, clones};
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_hangs, worker};
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use everything::every_device;
-pub use image_kernel::{After, suspended_with, without_an_image};
+pub use image_kernel::{After, End, outlives, suspended_with, vmcore_rate, without_an_image};
 pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, second_process};
 pub use kernel_id::knows_its_kernel;
 pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};

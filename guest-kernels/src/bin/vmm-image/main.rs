@@ -1,16 +1,21 @@
-//! `vmm-image poweroff|return|stub`: what an image kernel's init does for `vmm suspend-with --write-to`.
+//! `vmm-image poweroff|return|stub`: what an image kernel's init does for `vmm suspend-with --write-to`. `vmm-image rate` only reads.
 //!
 //! In: `/proc/vmcore`, which is the machine that sleeps, and the disk with the serial number `image`, which is new and reads as zeroes.
-//! Out: the one copied to the other and synced, what that cost in one line, and the machine given up. Holds: whatever fails is told in one
-//! line with `FAIL`, and the machine that sleeps goes on.
+//! Out: the one copied to the other and synced, what that cost in one line, and the machine given up. Holds: what is copied has the
+//! digests that the machine's notes say; whatever fails is told in one line with `FAIL`, and the machine that sleeps goes on.
 
+mod vmcore;
+
+use snapshot_format::chunk;
 use std::arch::asm;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+use vmcore::Vmcore;
 
 /// Its second byte is the control port.
 const EXIT_PORT: u16 = 0xf4;
@@ -27,8 +32,9 @@ fn main() -> ExitCode {
         Some("poweroff") => copy().and_then(|()| power_off()),
         Some("return") => copy().and_then(|()| say(RETURN)),
         Some("stub") => copy().and_then(|()| say(RESTART)),
+        Some("rate") => rate(),
         _ => {
-            eprintln!("usage: vmm-image poweroff|return|stub");
+            eprintln!("usage: vmm-image poweroff|return|stub|rate");
             return ExitCode::from(2);
         }
     };
@@ -42,34 +48,65 @@ fn main() -> ExitCode {
 
 fn copy() -> io::Result<()> {
     let booted = first_number("/proc/uptime")?;
-    let mut from = File::open("/proc/vmcore")?;
-    let to = OpenOptions::new().write(true).open(disk()?)?;
     let begun = Instant::now();
-    let (mut at, mut written) = (0, 0);
-    let mut piece = vec![0; PIECE];
-    loop {
-        let len = fill(&mut from, &mut piece)?;
-        if len == 0 {
-            break;
-        }
-        written += write_data(&to, at, &piece[..len])?;
-        at += len as u64;
-    }
+    let core = Vmcore::open()?;
+    let to = OpenOptions::new().write(true).open(disk()?)?;
+    to.write_all_at(core.head(), 0)?;
+    let mut written = core.head().len() as u64;
+    let digest = core.each_chunk(|at, chunk| {
+        written += write_data(&to, at, chunk)?;
+        Ok(())
+    })?;
     to.sync_all()?;
     let took = begun.elapsed().as_millis();
     let [total, free] = ["MemTotal:", "MemAvailable:"].map(memory);
+    let (total, free) = (total?, free?);
     println!(
-        "image: {} MiB of {} MiB written in {took} ms; this kernel has {} MiB, uses {} MiB, and was up after {booted} s",
+        "image: {} MiB of {} MiB with digest {digest:016x} written in {took} ms; this kernel has {} MiB, uses {} MiB, and was up after \
+         {booted} s",
         written >> 20,
-        at >> 20,
-        total? >> 10,
-        (memory("MemTotal:")? - free?) >> 10,
+        core.len()? >> 20,
+        total >> 10,
+        (total - free) >> 10,
+    );
+    Ok(())
+}
+
+/// How long `/proc/vmcore` takes to be read as it is for a copy, and by read(2), all of it.
+fn rate() -> io::Result<()> {
+    let core = Vmcore::open()?;
+    let begun = Instant::now();
+    let mut data = 0;
+    core.each_chunk(|_, chunk| {
+        runs(chunk).filter(|(_, zero)| !zero).for_each(|(run, _)| data += run.len());
+        Ok(())
+    })?;
+    let mapped = begun.elapsed();
+    let begun = Instant::now();
+    let (mut file, mut piece, mut again) = (core.file(), vec![0; PIECE], 0);
+    file.rewind()?;
+    loop {
+        let len = fill(&mut file, &mut piece)?;
+        if len == 0 {
+            break;
+        }
+        runs(&piece[..len]).filter(|(_, zero)| !zero).for_each(|(run, _)| again += run.len());
+    }
+    let read = begun.elapsed();
+    println!(
+        "rate: {} MiB of {} MiB found in {} ms; {} MiB by read(2) in {} ms; ratio {:.3}",
+        data >> 20,
+        core.len()? >> 20,
+        mapped.as_millis(),
+        again >> 20,
+        read.as_millis(),
+        mapped.as_secs_f64() / read.as_secs_f64()
     );
     Ok(())
 }
 
 /// Reads until the piece is full or there is no more.
-fn fill(from: &mut File, piece: &mut [u8]) -> io::Result<usize> {
+fn fill(from: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
     let mut len = 0;
     while len < piece.len() {
         match from.read(&mut piece[len..]) {
@@ -84,19 +121,25 @@ fn fill(from: &mut File, piece: &mut [u8]) -> io::Result<usize> {
 
 /// Writes runs of pages that are not zero, and returns how many bytes that were.
 fn write_data(to: &File, at: u64, piece: &[u8]) -> io::Result<u64> {
-    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
     let mut written = 0;
-    let mut start = 0;
-    let pages: Vec<_> = piece.chunks(PAGE).collect();
-    for run in pages.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
-        let len: usize = run.iter().map(|page| page.len()).sum();
-        if !is_zero(run[0]) {
-            to.write_all_at(&piece[start..start + len], at + start as u64)?;
-            written += len as u64;
-        }
-        start += len;
+    for (run, _) in runs(piece).filter(|(_, zero)| !zero) {
+        to.write_all_at(&piece[run.clone()], at + run.start as u64)?;
+        written += run.len() as u64;
     }
     Ok(written)
+}
+
+/// Runs of pages that are zero, and of pages that are not.
+fn runs(piece: &[u8]) -> impl Iterator<Item = (Range<usize>, bool)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let mut pages = piece[at..].chunks(PAGE);
+        let first = pages.next()?;
+        let (start, zero) = (at, chunk::is_zero(first));
+        let more: usize = pages.take_while(|page| chunk::is_zero(page) == zero).map(<[u8]>::len).sum();
+        at += first.len() + more;
+        Some((start..at, zero))
+    })
 }
 
 fn disk() -> io::Result<PathBuf> {
