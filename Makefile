@@ -4,7 +4,7 @@
 #   make test                    every test: this machine's KVM with our own guests, the lab with Linux
 #   make torture                 the long tests in the lab: 50 and 100 rounds of restore and snapshot; sockets with each kernel
 #   make check                   format, lints, documentation, unit tests
-#   make bench                   restore beside boot, on this machine's KVM; disks and networks beside QEMU's, in the lab
+#   make bench                   restores beside what KVM alone costs, on this machine's KVM; disks and networks beside QEMU's, in the lab
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
 #     HOST=6.1|6.12|7.2          the lab's own kernel: 6.12 unless given, 6.1 with LANE=intel
 #     LANE=amd|intel             its processor

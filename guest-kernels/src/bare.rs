@@ -18,6 +18,8 @@ guests! {
     DIRTY = "dirty";
     /// Asks a virtio entropy device for bytes.
     ENTROPY = "entropy";
+    /// Writes to a port, and nothing else.
+    PORT = "port";
     /// Powers off, resets, panics, exits or triple-faults, as told.
     POWER = "power";
     /// Holds patterns in general, x87, SSE, AVX and AVX-512 registers.

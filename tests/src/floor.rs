@@ -1,51 +1,70 @@
 //! The floor: the least sequence of KVM calls that gives a VM of a machine's shape, with all state set, its first instruction.
 //!
-//! In: `/dev/kvm`, a memory size. Out: how long it took. Holds: what a monitor has already is ready before the clock runs (RAM, the
-//! state, `/dev/kvm` open); no thread, no device, no check.
+//! In: `/dev/kvm`, a memory size or a snapshot. Out: how long it took. Holds: what a monitor has to find out first is there before the
+//! clock runs (`/dev/kvm` open, the state decoded); RAM of a snapshot is mapped while it runs; no thread, no device, no check.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
-    kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_pit_config,
-    kvm_pit_state2, kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_MSR_ENTRIES, Msrs,
+    kvm_clock_data, kvm_enable_cap, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_sregs2,
+    kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use snapshot::Snapshot;
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm::ram::GuestRam;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+use vmm::capture::MachineState;
+use vmm::config::Shape;
+use vmm::msr::{TSC, TSC_DEADLINE};
+use vmm::ram::{FileRange, GuestRam};
+use vmm::vcpu_state::VcpuState;
+use vmm::{cpuid, kvm, layout, load};
 
 /// Where the first instructions are, in real mode: `mov al, 1` and `out 0x80, al`, which is an exit.
 const START: u64 = 0x1000;
 const CODE: [u8; 4] = [0xb0, 1, 0xe6, 0x80];
-const IDENTITY_MAP: u64 = 0xfffb_c000;
-const TSS: usize = 0xfffb_d000;
+/// Writing one of these is a command to write to guest memory (kvmclock's wall clock, old and new number).
+const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 
 /// A machine of one vCPU that is ready to be made.
 pub struct Floor {
     kvm: Kvm,
-    ram: GuestRam,
+    ram: Ram,
     state: State,
 }
 
-/// What KVM holds for a VM with one vCPU.
+/// How long it took, from nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Took {
+    /// Until `KVM_RUN` is to be called.
+    pub entered: Duration,
+    /// Until it returned with the first exit.
+    pub answered: Duration,
+}
+
+/// Where RAM comes from.
+enum Ram {
+    /// It is there.
+    Kept(GuestRam),
+    /// A private mapping of these ranges of a file, to be made.
+    Mapped(File, Vec<FileRange>),
+}
+
+/// What KVM takes.
 struct State {
+    machine: MachineState,
     cpuid: CpuId,
-    mp: kvm_mp_state,
-    regs: kvm_regs,
-    sregs: kvm_sregs,
     xsave: kvm_xsave,
-    xcrs: kvm_xcrs,
-    debug: kvm_debugregs,
-    lapic: kvm_lapic_state,
-    msrs: Msrs,
-    events: kvm_vcpu_events,
-    pit: kvm_pit_state2,
-    clock: kvm_clock_data,
-    chips: Vec<kvm_irqchip>,
+    msrs: Vec<Msrs>,
 }
 
 impl Floor {
-    /// With so much RAM, of which one page is touched.
+    /// After reset, with so much RAM, which is there, and one page of it touched.
     ///
     /// # Errors
     /// There is no KVM, or it does not do what the floor is made of.
@@ -53,31 +72,103 @@ impl Floor {
         let kvm = Kvm::new().context("/dev/kvm")?;
         let ram = GuestRam::new(memory)?;
         ram.memory().write_slice(&CODE, GuestAddress(START))?;
-        let state = State::read(&kvm)?;
+        let shape = Shape { name: "floor".to_owned(), vcpus: 1, memory, kernel: Default::default() };
+        let mut machine = MachineState::at_reset(&kvm, shape)?;
+        let vcpu = &mut machine.vcpus[0];
+        vcpu.regs = kvm_regs { rip: START, rflags: 2, ..Default::default() };
+        let mut sregs = kvm_sregs2::from(vcpu.sregs);
+        (sregs.cs.base, sregs.cs.selector) = (0, 0);
+        vcpu.sregs = sregs.into();
+        let state = State::of(&kvm, machine)?;
+        Ok(Self { kvm, ram: Ram::Kept(ram), state })
+    }
+
+    /// A snapshot's machine, which has one vCPU.
+    ///
+    /// # Errors
+    /// The same, or it is none.
+    pub fn of_snapshot(file: &Path) -> Result<Self> {
+        let kvm = Kvm::new().context("/dev/kvm")?;
+        let snapshot = load::open(file)?;
+        let state = State::of(&kvm, load::state(&snapshot)?)?;
+        let ram = Ram::Mapped(snapshot.file().try_clone()?, ranges(&snapshot));
         Ok(Self { kvm, ram, state })
     }
 
     /// One machine, from nothing to its first exit.
     ///
     /// # Errors
-    /// A call fails, or the exit is another.
-    pub fn measure(&self) -> Result<Duration> {
+    /// A call fails, or the exit is no access to a port.
+    pub fn measure(&self) -> Result<Took> {
         let begun = Instant::now();
-        let vm = create(&self.kvm, Some(&self.ram))?;
+        let mapping = self.ram.map()?;
+        let vm = create(&self.kvm, mapping.as_ref().unwrap_or(self.ram.memory()))?;
         let mut vcpu = vm.create_vcpu(0)?;
         self.state.write(&vm, &vcpu)?;
-        match vcpu.run()? {
-            VcpuExit::IoOut(0x80, _) => Ok(begun.elapsed()),
-            other => bail!("the first exit is {other:?}"),
-        }
+        let entered = begun.elapsed();
+        let exit = vcpu.run()?;
+        let answered = begun.elapsed();
+        ensure!(matches!(exit, VcpuExit::IoOut(..) | VcpuExit::IoIn(..)), "the first exit is {exit:?}");
+        Ok(Took { entered, answered })
+    }
+
+    /// The same, up to where `KVM_RUN` would be called.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub fn measure_entry(&self) -> Result<Duration> {
+        let begun = Instant::now();
+        let mapping = self.ram.map()?;
+        let vm = create(&self.kvm, mapping.as_ref().unwrap_or(self.ram.memory()))?;
+        let vcpu = vm.create_vcpu(0)?;
+        self.state.write(&vm, &vcpu)?;
+        Ok(begun.elapsed())
     }
 }
 
-fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<VmFd> {
+fn ranges(snapshot: &Snapshot) -> Vec<FileRange> {
+    let range = |mapped: &snapshot::MappedRange| FileRange {
+        gpa: mapped.range.gpa,
+        len: mapped.range.len,
+        offset: mapped.offset,
+    };
+    snapshot.ram().iter().map(range).collect()
+}
+
+impl Ram {
+    fn memory(&self) -> &GuestMemoryMmap {
+        static NONE: std::sync::LazyLock<GuestMemoryMmap> = std::sync::LazyLock::new(GuestMemoryMmap::new);
+        match self {
+            Self::Kept(ram) => ram.memory(),
+            Self::Mapped(..) => &NONE,
+        }
+    }
+
+    /// The mapping, if there has to be a new one.
+    fn map(&self) -> Result<Option<GuestMemoryMmap>> {
+        let Self::Mapped(file, ranges) = self else { return Ok(None) };
+        let map = |range: &FileRange| -> Result<_> {
+            let region = MmapRegionBuilder::new(range.len as usize)
+                .with_file_offset(FileOffset::new(file.try_clone()?, range.offset))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+                .build()?;
+            GuestRegionMmap::new(region, GuestAddress(range.gpa)).context("a range ends nowhere")
+        };
+        let regions = ranges.iter().map(map).collect::<Result<Vec<_>>>()?;
+        Ok(Some(GuestMemoryMmap::from_regions(regions)?))
+    }
+}
+
+fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd> {
     let vm = kvm.create_vm()?;
-    vm.set_identity_map_address(IDENTITY_MAP)?;
-    vm.set_tss_address(TSS)?;
-    for (slot, region) in ram.iter().flat_map(|ram| ram.memory().iter()).enumerate() {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;
+    vm.set_tss_address(layout::KVM_TSS as usize)?;
+    // The events of a saved vCPU say all that these let KVM tell.
+    for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+        vm.enable_cap(&kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() })?;
+    }
+    for (slot, region) in memory.iter().enumerate() {
         let memslot = kvm_userspace_memory_region {
             slot: slot as u32,
             flags: 0,
@@ -85,7 +176,7 @@ fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<VmFd> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the RAM outlives every VM that is measured.
+        // SAFETY: the RAM outlives the VM, which is made after it in every function, and so dropped before it.
         unsafe { vm.set_user_memory_region(memslot) }?;
     }
     vm.create_irq_chip()?;
@@ -94,68 +185,55 @@ fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<VmFd> {
 }
 
 impl State {
-    /// After reset, but for where it starts.
-    fn read(kvm: &Kvm) -> Result<Self> {
-        let vm = create(kvm, None)?;
-        let vcpu = vm.create_vcpu(0)?;
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-        vcpu.set_cpuid2(&cpuid)?;
-        let mut sregs = vcpu.get_sregs()?;
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        let chip = |id| -> Result<_> {
-            let mut chip = kvm_irqchip { chip_id: id, ..Default::default() };
-            vm.get_irqchip(&mut chip)?;
-            Ok(chip)
-        };
-        let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
-        Ok(Self {
-            cpuid,
-            mp: vcpu.get_mp_state()?,
-            regs: kvm_regs { rip: START, rflags: 2, ..Default::default() },
-            sregs,
-            xsave: vcpu.get_xsave()?,
-            xcrs: vcpu.get_xcrs()?,
-            debug: vcpu.get_debug_regs()?,
-            lapic: vcpu.get_lapic()?,
-            msrs: msrs(kvm, &vcpu)?,
-            events: vcpu.get_vcpu_events()?,
-            pit: vm.get_pit2()?,
-            clock: kvm_clock_data { flags: 0, ..vm.get_clock()? },
-            chips: chips.into_iter().map(chip).collect::<Result<_>>()?,
-        })
+    fn of(kvm: &Kvm, machine: MachineState) -> Result<Self> {
+        ensure!(machine.vcpus.len() == 1, "{} vCPUs: the floor has one", machine.vcpus.len());
+        let vcpu = &machine.vcpus[0];
+        ensure!(vcpu.xsave.len() == size_of::<[u32; 1024]>(), "XSAVE of {} bytes", vcpu.xsave.len());
+        let mut xsave = kvm_xsave::default();
+        for (word, bytes) in xsave.region.iter_mut().zip(vcpu.xsave.chunks_exact(4)) {
+            *word = u32::from_le_bytes(bytes.try_into()?);
+        }
+        let cpuid = cpuid::to_kvm(&vcpu.cpuid)?;
+        let msrs = msrs(kvm, &cpuid, vcpu)?;
+        Ok(Self { machine, cpuid, xsave, msrs })
     }
 
     fn write(&self, vm: &VmFd, vcpu: &VcpuFd) -> Result<()> {
+        let state = &self.machine.vcpus[0];
         vcpu.set_cpuid2(&self.cpuid)?;
-        vcpu.set_mp_state(self.mp)?;
-        vcpu.set_regs(&self.regs)?;
-        vcpu.set_sregs(&self.sregs)?;
+        vcpu.set_mp_state(state.mp_state)?;
+        vcpu.set_regs(&state.regs)?;
+        kvm::set_sregs2(vcpu, &state.sregs.into())?;
         // SAFETY: the state is of this KVM, as long as it says, and no dynamic feature is on.
         unsafe { vcpu.set_xsave(&self.xsave) }?;
-        vcpu.set_xcrs(&self.xcrs)?;
-        vcpu.set_debug_regs(&self.debug)?;
-        vcpu.set_lapic(&self.lapic)?;
-        vcpu.set_msrs(&self.msrs)?;
-        vcpu.set_vcpu_events(&self.events)?;
-        vm.set_pit2(&self.pit)?;
-        vm.set_clock(&self.clock)?;
-        for chip in &self.chips {
+        vcpu.set_xcrs(&state.xcrs)?;
+        vcpu.set_debug_regs(&state.debug_regs)?;
+        vcpu.set_lapic(&state.lapic)?;
+        for msrs in &self.msrs {
+            vcpu.set_msrs(msrs)?;
+        }
+        vcpu.set_vcpu_events(&state.events)?;
+        vm.set_pit2(&self.machine.vm.pit)?;
+        vm.set_clock(&kvm_clock_data { clock: self.machine.vm.clock.clock, ..Default::default() })?;
+        for chip in &self.machine.vm.irqchips {
             vm.set_irqchip(chip)?;
         }
         Ok(())
     }
 }
 
-/// Those that can be read and written back.
-fn msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs> {
-    let mut entries = Vec::new();
-    for &index in kvm.get_msr_index_list()?.as_slice() {
-        let mut one = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])?;
-        if vcpu.get_msrs(&mut one).is_ok_and(|read| read == 1)
-            && vcpu.set_msrs(&one).is_ok_and(|set| set == 1)
-        {
-            entries.push(one.as_slice()[0]);
-        }
-    }
-    Ok(Msrs::from_entries(&entries)?)
+/// Those that can be written back, in as few calls as there can be.
+fn msrs(kvm: &Kvm, cpuid: &CpuId, state: &VcpuState) -> Result<Vec<Msrs>> {
+    let vm = create(kvm, &GuestMemoryMmap::new())?;
+    let vcpu = vm.create_vcpu(0)?;
+    vcpu.set_cpuid2(cpuid)?;
+    let takes = |entry: &kvm_msr_entry| {
+        let one = Msrs::from_entries(&[*entry]);
+        one.is_ok_and(|one| vcpu.set_msrs(&one).is_ok_and(|set| set == 1))
+    };
+    let apart = |index| [TSC, TSC_DEADLINE].contains(&index) || WALL_CLOCK.contains(&index);
+    let saved = state.msrs.saved.iter().filter(|(index, _)| !apart(*index));
+    let entries = saved.map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let entries: Vec<_> = entries.filter(takes).collect();
+    Ok(entries.chunks(KVM_MAX_MSR_ENTRIES).map(Msrs::from_entries).collect::<Result<_, _>>()?)
 }

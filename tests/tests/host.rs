@@ -69,6 +69,13 @@ fn every_cpu_survives_100_rounds() -> Result<()> {
     stories::rounds(&guest("smp", &dir).cmdline("lines=20").cpus(4), 100, dir.path())
 }
 
+/// In JSON and in words; a guest that stands still is told of once it runs.
+#[test]
+fn a_restore_tells_its_times() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::tells_its_times(&guest("counter", &dir).cmdline("rate=100"), dir.path())
+}
+
 /// The other vCPU was never started.
 #[test]
 fn a_triple_fault_is_told_with_where_each_vcpu_stood() -> Result<()> {
@@ -125,30 +132,4 @@ fn an_image_kernel_that_writes_nothing_loses_nobody() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let images = [guest("power", &dir), guest("counter", &dir)];
     stories::without_an_image(&guest("timer", &dir), [&images[0], &images[1]], dir.path())
-}
-
-/// From a boot, and from a file that is mapped; the guest looks at every page of its pattern, and so does the one that was saved.
-#[test]
-fn a_guest_runs_on_while_it_is_saved() -> Result<()> {
-    for (name, words, cpus) in [("dirty", "size=64 lines=20", 1), ("smp", "lines=20", 4)] {
-        let dir = tempfile::tempdir()?;
-        stories::live(&guest(name, &dir).cmdline(words).cpus(cpus), dir.path())?;
-    }
-    Ok(())
-}
-
-#[test]
-fn what_is_saved_live_is_what_is_saved_otherwise() -> Result<()> {
-    for name in ["registers", "dirty"] {
-        let dir = tempfile::tempdir()?;
-        stories::live_is_whole(&guest(name, &dir), dir.path())?;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_live_snapshot_that_is_given_up_leaves_no_trace() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let guest = guest("dirty", &dir).memory("600M").cmdline("size=512 lines=20 verify=0");
-    stories::live_leaves_no_trace(&guest, dir.path())
 }

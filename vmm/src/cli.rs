@@ -38,6 +38,7 @@ Standard input, output and error are the command's. Exit status:
 
 /// A verb.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Boot a kernel in a new VM
     Run(Run),
@@ -160,6 +161,9 @@ pub struct Restore {
     /// What guest time does about the time since the snapshot
     #[arg(long, value_enum, default_value_t = TimeChoice::Advance)]
     pub time: TimeChoice,
+    /// Say on standard error how long it took to the guest's first instruction, and to the last fault of its working set
+    #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub timing: Option<TimingChoice>,
     /// Where to listen for control
     #[command(flatten)]
     pub api: ApiSocket,
@@ -226,9 +230,6 @@ pub struct SnapshotArgs {
     /// Read all of each disk for a digest, by which an unchanged one is known in another place
     #[arg(long)]
     pub digest_disks: bool,
-    /// Let the VM run on while its RAM, as it is now, is written
-    #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
-    pub live: bool,
 }
 
 /// `vmm switch`.
@@ -443,6 +444,15 @@ impl From<TimeChoice> for TimePolicy {
             TimeChoice::Step => Self::Step,
         }
     }
+}
+
+/// How times are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimingChoice {
+    /// Milliseconds, in a line of text
+    Text,
+    /// Nanoseconds of the host's monotonic clock, in a line of JSON
+    Json,
 }
 
 /// What a VM does after its snapshot.

@@ -5,6 +5,7 @@
 
 use crate::kernel::KernelIdentity;
 use crate::layout::{PAGE_SIZE, VCPUS};
+use rustix::system::sysinfo;
 use serde::{Deserialize, Serialize};
 
 /// What a machine is made of. It is fixed for the machine's life, and part of its snapshots.
@@ -115,22 +116,18 @@ pub fn parse_name(text: &str) -> Result<String, ConfigError> {
 /// # Errors
 /// More than its RAM and swap.
 pub fn check_host_memory(bytes: u64) -> Result<(), ConfigError> {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    if read("/proc/sys/vm/overcommit_memory").trim() == "1" {
-        return Ok(());
-    }
-    fits(bytes, &read("/proc/meminfo"))
+    let host = sysinfo();
+    let pages = |count| u64::from(host.mem_unit).saturating_mul(count);
+    let fits = fits(bytes, pages(host.totalram).saturating_add(pages(host.totalswap)));
+    let overcommits = || {
+        let told = std::fs::read_to_string("/proc/sys/vm/overcommit_memory");
+        told.is_ok_and(|told| told.trim() == "1")
+    };
+    fits.or_else(|error| if overcommits() { Ok(()) } else { Err(error) })
 }
 
-/// `meminfo` counts in KiB. One that can't be read limits nothing.
-fn fits(bytes: u64, meminfo: &str) -> Result<(), ConfigError> {
-    let field = |name: &str| {
-        let line = meminfo.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    let Some(total) = field("MemTotal:") else { return Ok(()) };
-    let host = total.saturating_add(field("SwapTotal:").unwrap_or(0)) >> 10;
-    let asked = bytes >> 20;
+fn fits(bytes: u64, host: u64) -> Result<(), ConfigError> {
+    let (asked, host) = (bytes >> 20, host >> 20);
     if asked > host { Err(ConfigError::MoreThanHost { asked, host }) } else { Ok(()) }
 }
 
@@ -166,8 +163,7 @@ mod tests {
 
     #[test]
     fn more_than_the_host_has_is_refused() {
-        let meminfo = "MemTotal:  1048576 kB\nSwapTotal:  1048576 kB\n";
-        assert_eq!(fits(2 << 30, meminfo), Ok(()));
-        assert_eq!(fits(3 << 30, meminfo), Err(ConfigError::MoreThanHost { asked: 3072, host: 2048 }));
+        assert_eq!(fits(2 << 30, 2 << 30), Ok(()));
+        assert_eq!(fits(3 << 30, 2 << 30), Err(ConfigError::MoreThanHost { asked: 3072, host: 2048 }));
     }
 }

@@ -10,8 +10,9 @@ use crate::disk::{self, Disk, DiskPlace, DiskRecord, DisksError};
 use crate::kernel_id::{self, KernelId};
 use crate::kvm::Ioctl;
 use crate::ram::{FileRange, GuestRam, RamError};
-use crate::save::{BOARD, DISKS, SECTION_VERSION, SHAPE, VM, vcpu_section};
+use crate::save::{BOARD, DISKS, SECTION_VERSION, SHAPE, VM, VOUCHER, vcpu_section};
 use crate::stub::{self, ImageMapping, Report, StubError};
+use crate::voucher::Voucher;
 use crate::{cpuid, layout};
 use kvm_ioctls::Kvm;
 use serde::de::DeserializeOwned;
@@ -183,9 +184,18 @@ pub fn open_disks(
 /// Names the first thing that it lacks.
 pub fn check_host(kvm: &Kvm, snapshot: &Snapshot, state: &MachineState) -> Result<(), LoadError> {
     config::check_host_memory(state.shape.memory)?;
+    if is_vouched_for(snapshot, state) {
+        return Ok(());
+    }
     let supported = cpuid::supported(kvm)?;
     let lacking = state.vcpus.iter().find_map(|vcpu| cpuid::first_lacking(&vcpu.cpuid, &supported));
     lacking.map_or(Ok(()), |needed| Err(LoadError::Processor { path: name(snapshot), needed }))
+}
+
+/// Whether it was this host, since it was started, that has run the machine.
+fn is_vouched_for(snapshot: &Snapshot, state: &MachineState) -> bool {
+    let voucher = snapshot.section(VOUCHER).and_then(|section| section.decode(SECTION_VERSION).ok());
+    voucher.is_some_and(|voucher: Voucher| voucher.holds_for(&state.vcpus))
 }
 
 /// The snapshot's RAM, mapped privately.

@@ -5,10 +5,11 @@
 
 use crate::board::Board;
 use crate::config::Shape;
-use crate::disk::{self, Disk, DisksError};
+use crate::disk::Disk;
 use crate::fault;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
+use crate::timing::FirstRun;
 use crate::vcpu::Vcpu;
 use crate::vcpu_thread::{Report, VcpuThread};
 use crate::vmcoreinfo::Place;
@@ -25,6 +26,7 @@ pub(crate) struct Vcpus {
     pub(crate) threads: Vec<VcpuThread>,
     pub(crate) reports: Receiver<Report>,
     pub(crate) event: Arc<EventFd>,
+    pub(crate) first_run: Arc<FirstRun>,
     pub(crate) running: usize,
     pub(crate) stop: Option<Stop>,
 }
@@ -43,7 +45,7 @@ pub struct Machine {
     /// The generation id that the guest is given before it runs again, if it was kept and may have twins.
     pub(crate) generation: Option<Generation>,
     /// What is to be done once when the guest runs.
-    pub(crate) when_run: Option<Box<dyn FnOnce() + Send>>,
+    pub(crate) when_run: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl Machine {
@@ -71,14 +73,17 @@ impl Machine {
             self.board.run();
         }
         self.vcpus.run();
-        if let Some(then) = self.when_run.take() {
-            then();
-        }
+        self.when_run.drain(..).for_each(|then| then());
     }
 
     /// Has `then` called when the guest has been let run for the first time. It must not wait for the guest.
     pub fn when_run(&mut self, then: impl FnOnce() + Send + 'static) {
-        self.when_run = Some(Box::new(then));
+        self.when_run.push(Box::new(then));
+    }
+
+    /// When its vCPUs first ran.
+    pub fn first_run(&self) -> Arc<FirstRun> {
+        self.vcpus.first_run.clone()
     }
 
     /// Whether the guest is held still.
@@ -124,22 +129,6 @@ impl Machine {
     /// RAM can't be read.
     pub fn vmcoreinfo(&self) -> io::Result<Option<Vec<u8>>> {
         self.vmcoreinfo.look(&self.ram, &self.shape)
-    }
-
-    /// The same, if it was found before and still is there.
-    ///
-    /// # Errors
-    /// RAM can't be read.
-    pub fn vmcoreinfo_at_once(&self) -> io::Result<Option<Vec<u8>>> {
-        self.vmcoreinfo.look_again(&self.ram)
-    }
-
-    /// Makes durable what the guest has written to its disks. It may run meanwhile.
-    ///
-    /// # Errors
-    /// The disk that failed.
-    pub fn sync_disks(&self) -> Result<(), DisksError> {
-        disk::sync(&self.disks)
     }
 
     /// Takes the machine apart: its threads end, its devices let go of the host, its VM is closed. What is left is its RAM, and its

@@ -17,7 +17,7 @@ use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
     AgentVerb, ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs,
-    SuspendArgs, SwitchArgs, TimeChoice,
+    SuspendArgs, SwitchArgs, TimeChoice, TimingChoice,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -32,11 +32,15 @@ use vmm::signals::EndSignals;
 use vmm::stub::Report;
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
+use vmm::timing::Begun;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{ask_agent, client, complaint, doctor, exec, inspect, load, network, start, vm, wall_clock};
+use vmm::{
+    ask_agent, client, complaint, doctor, exec, inspect, load, network, start, timing, vm, wall_clock,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
+    share_one_heap();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
@@ -66,6 +70,12 @@ fn main() -> ExitCode {
         complaint::say(&format!("vmm: {}", complaint::one_line(error.as_ref())));
         ExitCode::FAILURE
     })
+}
+
+/// One heap for all threads: they take little from it, and one of its own costs a thread, and each clone of a machine, more.
+fn share_one_heap() {
+    // SAFETY: takes two numbers; no other thread is there yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// Wrong usage in one line, with status 2; help and version as clap prints them.
@@ -122,6 +132,8 @@ fn devices(args: &Run, disks: &[Disk]) -> Result<Vec<SlotState>> {
 }
 
 fn restore(args: &Restore) -> Result<ExitCode> {
+    let begun =
+        args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
     let kvm = vm::open()?;
     let (snapshot, ram, report) = open(&kvm, args)?;
     if let Some(expected) = &args.expect_kernel {
@@ -135,12 +147,30 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     operate(kvm, &args.api, &args.file, args.paused, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
         let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
+        if let Some((begun, choice)) = begun.zip(args.timing) {
+            tell_timing(&mut machine, begun, choice);
+        }
         if args.time == TimeChoice::Step {
             let vsock = machine.board().vsock_path().map(Into::into);
             machine.when_run(|| wall_clock::step(vsock));
         }
         Ok(machine)
     })
+}
+
+/// Once the guest runs it is watched until it needs no new memory.
+fn tell_timing(machine: &mut Machine, begun: Begun, choice: TimingChoice) {
+    let first = machine.first_run();
+    let watch = move || {
+        if let Some(timing) = timing::watch(begun, &first) {
+            let line = if choice == TimingChoice::Json { timing.json() } else { timing.line() };
+            complaint::say(&line);
+        }
+    };
+    machine.when_run(|| {
+        // Without a thread there is nothing to tell.
+        drop(std::thread::Builder::new().name("timing".to_owned()).spawn(watch));
+    });
 }
 
 /// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
@@ -226,7 +256,7 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
-    let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
+    let care = DiskCare { keep: args.with_disks, digest: args.digest_disks };
     ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
 }
 

@@ -17,8 +17,8 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 /// promises the guest no later write (Documentation/virt/kvm/x86/msr.rst), so by now that memory may hold something else.
 const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 
-/// Registers in one call; KVM takes 256.
-const BATCH: usize = 128;
+/// Registers in one call: as many as KVM takes.
+const BATCH: usize = 255;
 
 /// Held by KVM for each vCPU but left out of `KVM_GET_MSR_INDEX_LIST`: the MTRRs (variable, fixed, default type).
 const MTRRS: [u32; 28] = [

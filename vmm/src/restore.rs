@@ -13,6 +13,7 @@ use crate::machine::{Machine, Vcpus};
 use crate::msr;
 use crate::ram::GuestRam;
 use crate::run_loop::Buses;
+use crate::timing::FirstRun;
 use crate::vcpu::{self, Vcpu};
 use crate::vcpu_state::{HostVcpu, VcpuState, VcpuStateError};
 use crate::vcpu_thread::{Reports, VcpuThread};
@@ -105,7 +106,7 @@ impl Machine {
             started: Instant::now(),
             paused: true,
             generation: None,
-            when_run: None,
+            when_run: Vec::new(),
         })
     }
 }
@@ -157,8 +158,9 @@ fn start_threads(vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
     vcpu::install_kick_handler()?;
     let (sender, reports) = channel();
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-    let report_to = Reports { sender, event: event.clone() };
+    let first_run = Arc::new(FirstRun::default());
+    let report_to = Reports { sender, event: event.clone(), first_run: first_run.clone() };
     let start = |(index, vcpu)| VcpuThread::new(index as u32, vcpu, buses.clone(), report_to.clone());
     let threads = vcpus.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
-    Ok(Vcpus { threads, reports, event, running: 0, stop: None })
+    Ok(Vcpus { threads, reports, event, first_run, running: 0, stop: None })
 }

@@ -4,6 +4,7 @@
 //! it keeps the same thread for life, because KVM waits for an RCU grace period when a vCPU changes threads.
 
 use crate::run_loop::{Buses, Step, Stop, step};
+use crate::timing::FirstRun;
 use crate::vcpu::{Vcpu, kick_signal};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
@@ -31,6 +32,8 @@ pub struct Reports {
     pub sender: Sender<Report>,
     /// Written when a report has a reason to stop.
     pub event: Arc<EventFd>,
+    /// Told when the first of the threads runs its guest.
+    pub first_run: Arc<FirstRun>,
 }
 
 impl VcpuThread {
@@ -135,8 +138,11 @@ impl Body {
     }
 
     fn run_until_interrupted(&self, vcpu: &mut Vcpu) -> Report {
+        self.reports.first_run.enter();
         loop {
-            match step(vcpu, &self.buses) {
+            let stepped = step(vcpu, &self.buses);
+            self.reports.first_run.answer();
+            match stepped {
                 Step::Continue => {}
                 Step::Interrupted => return None,
                 Step::Stop(stop) => return Some(stop),

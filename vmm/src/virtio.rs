@@ -180,7 +180,8 @@ pub struct VirtioHost<'a> {
 /// The devices, and the thread that serves them.
 pub struct Virtio {
     slots: Vec<Slot>,
-    io: IoThread,
+    /// None without devices.
+    io: Option<IoThread>,
     started: bool,
 }
 
@@ -226,7 +227,8 @@ impl Virtio {
             windows.push(place.connect(&device, bus)?);
             slots.push(Slot { id: state.id.clone(), device });
         }
-        Ok(Self { slots, io: IoThread::new(windows).map_err(VirtioError::Thread)?, started: false })
+        let io = (!windows.is_empty()).then(|| IoThread::new(windows)).transpose();
+        Ok(Self { slots, io: io.map_err(VirtioError::Thread)?, started: false })
     }
 
     /// Every device's state. The devices must stand still.
@@ -253,12 +255,12 @@ impl Virtio {
         if !std::mem::replace(&mut self.started, true) {
             self.each(|transport| transport.start());
         }
-        self.io.serve();
+        self.io.iter_mut().for_each(IoThread::serve);
     }
 
     /// Has the devices stand still: nothing but a vCPU touches them when this returns.
     pub fn pause(&mut self) {
-        self.io.park();
+        self.io.iter_mut().for_each(IoThread::park);
     }
 
     /// Finishes what is under way in the host, as far as a bounded time allows. The devices and the vCPUs stand still.

@@ -1,20 +1,21 @@
-//! `bench`: how long a restore takes, beside a boot, in one run on this machine's `/dev/kvm`.
+//! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: nothing. Out: medians, from the start of a process to the guest's first line; the restore stub's rate. Holds: both start the
-//! same counter guest with 256 MiB, by turns, so that what else the machine does slows both.
+//! In: nothing; `here` leaves the lab out. Out: one table, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
+//! and its floor are measured by turns in one run.
 
 use anyhow::{Context, Result};
-use comfy_table::{Table, presets};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
-use vmm_tests::figures::median;
+use std::time::{Duration, Instant};
+use vmm_tests::bench::{Report, Row, Subject, restores};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
 
 const ROUNDS: usize = 20;
-const MEMORY: &str = "256M";
+const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench");
+/// Sizes as the command line has them, and in bytes.
+const SIZES: [(&str, u64); 2] = [("256M", 256 << 20), ("8G", 8 << 30)];
 
 fn main() -> ExitCode {
     match run() {
@@ -27,28 +28,67 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let dir = tempfile::tempdir().context("no directory for the snapshot")?;
+    let report = here()?;
+    println!("{}", report.table());
+    report.write(Path::new(DIR), "here")?;
+    let dir = tempfile::tempdir()?;
+    println!("\nThe restore stub beside the host's memcpy, medians:\n");
+    stories::stub_rate(&Guest::bare("dirty", dir.path())?.cmdline("size=96"), dir.path())
+}
+
+/// On this machine, with our own guests.
+fn here() -> Result<Report> {
+    let dir = tempfile::tempdir().context("no directory for the snapshots")?;
+    let mut rows = Vec::new();
+    for (memory, _) in SIZES {
+        let file = dir.path().join(memory);
+        save(&Guest::bare("port", dir.path())?.memory(memory), &file)?;
+        let subject = Subject { name: memory.to_owned(), file, exits_at_once: true };
+        rows.extend(restores(&subject, ROUNDS)?);
+    }
+    rows.push(alike(&rows)?);
+    rows.extend(first_lines(dir.path())?);
+    rows.extend(switches(dir.path())?);
+    Ok(Report { place: "this machine".to_owned(), rows })
+}
+
+/// How much dearer the restore of the largest machine is than that of the smallest, each as a multiple of its floor.
+fn alike(rows: &[Row]) -> Result<Row> {
+    let calls = rows.iter().filter(|row| row.what.contains("call to first instruction"));
+    let ratios: Vec<_> = calls.filter_map(Row::ratio).collect();
+    let [small, large] = ratios[..] else { anyhow::bail!("{} sizes", ratios.len()) };
+    Ok(Row::new("ratio at 8G ÷ ratio at 256M", "", vec![large / small]).goal(1.1))
+}
+
+/// From the start of a process to the guest's first line: a boot beside a restore.
+fn first_lines(dir: &Path) -> Result<Vec<Row>> {
     // 1000 lines a second: no restore waits long for the guest's next one.
-    let guest = Guest::bare("counter", dir.path())?.memory(MEMORY).cmdline("rate=1000");
-    let file = dir.path().join("snapshot");
+    let guest = Guest::bare("counter", dir)?.memory("256M").cmdline("rate=1000");
+    let file = dir.join("counter.snapshot");
     save(&guest, &file)?;
     let (mut boots, mut restores) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         boots.push(first_line(&guest.run_args())?);
         restores.push(first_line(&["restore".to_owned(), file.display().to_string()])?);
     }
-    println!("{ROUNDS} rounds, {MEMORY}, from the start of the process to the guest's first line\n");
-    println!("{}", table(boots, restores).context("no rounds")?);
-    println!("\nSwitches between two resident kernels beside the floor, medians:\n");
+    Ok(vec![
+        Row::new("256M: boot, spawn to first line", "ms", boots),
+        Row::new("256M: restore, spawn to first line", "ms", restores),
+    ])
+}
+
+fn switches(dir: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
     for (memory, bytes) in [("512M", 512 << 20), ("4G", 4 << 30)] {
-        let guests = [guest.clone().memory(memory), Guest::bare("timer", dir.path())?.memory(memory)];
-        let (switch, floor, ratio) = stories::switch_cost([&guests[0], &guests[1]], bytes, ROUNDS)?
-            .medians()
-            .context("no switches")?;
-        println!("{memory}: switch {switch:.2} ms, floor {floor:.2} ms, ratio {ratio:.2}");
+        let guests = [Guest::bare("counter", dir)?.cmdline("rate=1000"), Guest::bare("timer", dir)?]
+            .map(|guest| guest.memory(memory));
+        let cost = stories::switch_cost([&guests[0], &guests[1]], bytes, ROUNDS)?;
+        rows.push(
+            Row::new(&format!("{memory}: switch to a resident kernel"), "ms", cost.switches)
+                .beside(&cost.floors),
+        );
     }
-    println!("\nThe restore stub beside the host's memcpy, medians:\n");
-    stories::stub_rate(&Guest::bare("dirty", dir.path())?.cmdline("size=96"), dir.path())
+    Ok(rows)
 }
 
 fn save(guest: &Guest, file: &Path) -> Result<()> {
@@ -57,23 +97,8 @@ fn save(guest: &Guest, file: &Path) -> Result<()> {
     vm.snapshot_and_stop(file).map(drop)
 }
 
-/// In milliseconds.
 fn first_line(args: &[String]) -> Result<f64> {
     let began = Instant::now();
     TestVm::start(args)?.next_line(began + LIMIT)?;
-    Ok(began.elapsed().as_secs_f64() * 1e3)
-}
-
-fn table(boots: Vec<f64>, restores: Vec<f64>) -> Option<Table> {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(["", "median ms", "best ms", "worst ms"]);
-    let ms = |time: f64| format!("{time:.2}");
-    for (name, times) in [("boot", &boots), ("restore", &restores)] {
-        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
-        let worst = times.iter().copied().fold(0.0, f64::max);
-        table.add_row([name.to_owned(), ms(median(times.clone())?), ms(best), ms(worst)]);
-    }
-    let ratio = median(boots)? / median(restores)?;
-    table.add_row(["boot/restore".to_owned(), format!("{ratio:.2}"), String::new(), String::new()]);
-    Some(table)
+    Ok(Duration::as_secs_f64(&began.elapsed()) * 1e3)
 }

@@ -11,7 +11,6 @@ mod host_clock;
 mod image_kernel;
 mod keeping;
 mod kernel_id;
-mod live;
 mod network;
 mod refusing;
 mod small_devices;
@@ -19,6 +18,7 @@ mod sockets;
 mod stub;
 mod switching;
 mod time;
+mod timing;
 
 pub use agent::agent;
 pub use clones::{GET_READY, clones};
@@ -28,7 +28,6 @@ pub use everything::every_device;
 pub use image_kernel::{After, End, outlives, suspended_with, vmcore_rate, without_an_image};
 pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, second_process};
 pub use kernel_id::knows_its_kernel;
-pub use live::{Pauses, live, live_is_whole, live_leaves_no_trace};
 pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use small_devices::{OBEY, small_devices};
@@ -39,3 +38,4 @@ pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,
 };
+pub use timing::tells_its_times;

@@ -1,0 +1,11 @@
+//! What a restore costs, beside what KVM costs.
+//!
+//! In: `/dev/kvm`, guests. Out: rows of one table. Holds: a figure and its floor are measured by turns in one run, so that what else
+//! the machine does slows both; a row gives medians.
+
+mod chart;
+mod report;
+mod restores;
+
+pub use report::{Report, Row};
+pub use restores::{Subject, restores};

@@ -1,0 +1,125 @@
+//! The bench's table, and the same as JSON.
+//!
+//! In: rows. Out: text, files in `target/bench/`. Holds: a ratio is that of the row's two medians; a goal is met or not, never left open.
+
+use super::chart;
+use crate::figures::median;
+use anyhow::{Context, Result};
+use comfy_table::{Table, presets};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+
+/// One line of the table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured.
+    pub what: String,
+    /// In what.
+    pub unit: String,
+    /// The median.
+    pub figure: f64,
+    /// The median of what it is held against.
+    pub floor: Option<f64>,
+    /// The most that the ratio may be, or without a floor the figure.
+    pub goal: Option<f64>,
+    /// Each measurement.
+    pub samples: Vec<f64>,
+}
+
+impl Row {
+    /// The median of these samples.
+    pub fn new(what: &str, unit: &str, samples: Vec<f64>) -> Self {
+        Self {
+            what: what.to_owned(),
+            unit: unit.to_owned(),
+            figure: median(samples.clone()).unwrap_or(f64::NAN),
+            samples,
+            ..Self::default()
+        }
+    }
+
+    /// Held against these.
+    pub fn beside(mut self, floor: &[f64]) -> Self {
+        self.floor = median(floor.to_vec());
+        self
+    }
+
+    /// With a goal.
+    pub fn goal(mut self, most: f64) -> Self {
+        self.goal = Some(most);
+        self
+    }
+
+    /// The figure as a multiple of the floor.
+    pub fn ratio(&self) -> Option<f64> {
+        self.floor.map(|floor| self.figure / floor)
+    }
+
+    /// Whether the goal is met, if there is one.
+    pub fn met(&self) -> Option<bool> {
+        self.goal.map(|goal| self.ratio().unwrap_or(self.figure) <= goal)
+    }
+}
+
+/// All rows of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Where it ran.
+    pub place: String,
+    /// Its rows.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// The table.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header([&self.place, "figure", "unit", "floor", "ratio", "goal", ""]);
+        for row in &self.rows {
+            let number = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
+            let goal = row.goal.map_or(String::new(), |goal| format!("≤ {goal}"));
+            let met = row.met().map_or("", |met| if met { "met" } else { "MISSED" });
+            let floor = number(row.floor);
+            let figure = number(Some(row.figure));
+            table.add_row([&row.what, &figure, &row.unit, &floor, &number(row.ratio()), &goal, met]);
+        }
+        table
+    }
+
+    /// Writes `NAME.json` and `NAME.svg` to a directory, which is made.
+    ///
+    /// # Errors
+    /// It can't be written to.
+    pub fn write(&self, dir: &Path, name: &str) -> Result<()> {
+        fs::create_dir_all(dir)?;
+        let json = dir.join(format!("{name}.json"));
+        fs::write(&json, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", json.display()))?;
+        fs::write(dir.join(format!("{name}.svg")), chart::svg(self)).context("cannot write the chart")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_for_the_ratio_if_there_is_one() {
+        let row = Row::new("restore", "ms", vec![3.0, 1.0, 2.0]).goal(1.3);
+        assert_eq!((row.figure, row.met()), (2.0, Some(false)));
+        let row = row.beside(&[1.0, 1.6, 9.0]);
+        assert_eq!((row.ratio(), row.met()), (Some(1.25), Some(true)));
+        assert_eq!(row.goal(1.2).met(), Some(false));
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_row() {
+        let rows = vec![Row::new("a thing", "ms", vec![2.0]).beside(&[1.0]).goal(1.5)];
+        let table = Report { place: "here".to_owned(), rows }.table().to_string();
+        let line = table.lines().find(|line| line.contains("a thing")).unwrap();
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        assert_eq!(cells[1..8], ["a thing", "2.00", "ms", "1.00", "2.00", "≤ 1.5", "MISSED"]);
+    }
+}

@@ -1,0 +1,245 @@
+//! How long a restored guest took to run, and to have the memory that it works with.
+//!
+//! In: marks that the vCPUs' threads leave, and the faults that the host counts for them. Out: one line. Holds: nothing waits for any
+//! of it on the way to the first instruction, which costs two readings of a clock more.
+//!
+//! ```text
+//! process start ─── call ─── first KVM_RUN entered ─ first instruction ─ first exit answered ─── last fault ─── quiet
+//!     └ the kernel made it     └ arguments parsed      └ somewhere between these two │             of the working set
+//! ```
+
+use rustix::process::getpid;
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How often faults are counted.
+const LOOK: Duration = Duration::from_millis(1);
+/// A guest that needs no new memory for so long has its working set.
+const QUIET: u64 = 100_000_000;
+/// One that goes on for longer has none that could be told.
+const PATIENCE: u64 = 10_000_000_000;
+
+/// When a machine's vCPUs first ran, in nanoseconds of the host's monotonic clock.
+#[derive(Debug, Default)]
+pub struct FirstRun {
+    entered: OnceLock<u64>,
+    answered: OnceLock<u64>,
+}
+
+impl FirstRun {
+    /// A vCPU is about to enter `KVM_RUN`.
+    pub fn enter(&self) {
+        self.entered.get_or_init(now);
+    }
+
+    /// A vCPU's exit has been answered: by now the guest has run its first instruction.
+    pub fn answer(&self) {
+        self.answered.get_or_init(now);
+    }
+}
+
+/// Where a restore began, in nanoseconds of the host's monotonic clock.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Begun {
+    /// When the kernel made this process, as far as it can tell; see [`Begun::now`].
+    process_ns: u64,
+    /// When its arguments had been read.
+    call_ns: u64,
+}
+
+impl Begun {
+    /// The call is now. That the process was made as long ago as it has had a processor, or waited for one, is true while it has
+    /// waited for nothing else: a program that has to be read from a disk first was made earlier than this says.
+    ///
+    /// # Errors
+    /// The host doesn't tell how long the process waited for a processor.
+    pub fn now() -> io::Result<Self> {
+        let waited = words(&fs::read_to_string("/proc/self/schedstat")?).nth(1).unwrap_or(0);
+        let ran = nanoseconds(ClockId::ProcessCPUTime);
+        let call_ns = now();
+        Ok(Self { process_ns: call_ns.saturating_sub(ran + waited), call_ns })
+    }
+}
+
+/// What there is to tell. Times are in nanoseconds of the host's monotonic clock.
+#[derive(Clone, Debug, Serialize)]
+pub struct Timing {
+    /// Where it began.
+    #[serde(flatten)]
+    begun: Begun,
+    /// When the first vCPU entered `KVM_RUN` for the first time.
+    entered_ns: u64,
+    /// When the first exit had been answered.
+    answered_ns: u64,
+    /// The last fault before the guest was quiet.
+    last_fault_ns: u64,
+    /// Faults of the vCPUs' threads until then.
+    faults: u64,
+    /// Whether it has been quiet.
+    settled: bool,
+}
+
+/// Waits until a guest that has been let run needs no new memory, and tells what it saw. `None` if it did not run, or the process ends.
+pub fn watch(begun: Begun, first: &FirstRun) -> Option<Timing> {
+    let start = now();
+    while first.answered.get().is_none() && now() - start < PATIENCE {
+        std::thread::sleep(LOOK);
+    }
+    let (entered_ns, answered_ns) = (*first.entered.get()?, *first.answered.get()?);
+    // Now all of the threads have their names.
+    let faults = Faults::of("vcpu").ok()?;
+    let (mut count, mut at) = (faults.count()?, now());
+    let settled = loop {
+        std::thread::sleep(LOOK);
+        let (seen, time) = (faults.count()?, now());
+        if seen != count {
+            (count, at) = (seen, time);
+        }
+        if time - at >= QUIET || time - start >= PATIENCE {
+            break time - at >= QUIET;
+        }
+    };
+    Some(Timing { begun, entered_ns, answered_ns, last_fault_ns: at, faults: count.of_threads, settled })
+}
+
+impl Timing {
+    /// As one line.
+    pub fn line(&self) -> String {
+        let Self { begun: Begun { process_ns, call_ns }, entered_ns, answered_ns, last_fault_ns, .. } = self;
+        let from = |start: &u64, end: &u64| format!("{:.2}", end.saturating_sub(*start) as f64 / 1e6);
+        let [call, entered] = [from(process_ns, call_ns), from(call_ns, entered_ns)];
+        let [answered, fault] = [from(call_ns, answered_ns), from(call_ns, last_fault_ns)];
+        let settled = if self.settled { "" } else { " so far" };
+        format!(
+            "timing: {call} ms from the process's start to the call; from the call {entered} ms to the first KVM_RUN, {answered} ms \
+             until the first exit was answered, {fault} ms to the last of {} faults{settled}",
+            self.faults
+        )
+    }
+
+    /// As JSON, on one line.
+    pub fn json(&self) -> String {
+        serde_json::json!({ "timing": self }).to_string()
+    }
+}
+
+/// Now, in nanoseconds of the host's monotonic clock.
+fn now() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Faults of threads, and how much memory their process has: KVM may have a page fetched by the kernel in the background, which is
+/// nobody's fault then, but makes the process larger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Count {
+    of_threads: u64,
+    resident: u64,
+}
+
+struct Faults {
+    threads: Vec<File>,
+    memory: File,
+}
+
+impl Faults {
+    /// Those of this process's threads whose names begin so.
+    fn of(name: &str) -> io::Result<Self> {
+        let tasks = fs::read_dir("/proc/self/task")?.flatten().map(|task| task.path());
+        let named = |found: String| found.starts_with(name);
+        let threads = tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(named));
+        let threads = threads.map(|task| File::open(task.join("stat"))).collect::<io::Result<_>>()?;
+        Ok(Self { threads, memory: File::open(format!("/proc/{}/statm", getpid().as_raw_nonzero()))? })
+    }
+
+    /// Page faults so far, minor and major (proc_pid_stat(5), fields 10 and 12; proc_pid_statm(5), field 2).
+    fn count(&self) -> Option<Count> {
+        let faults = |stat: &File| {
+            let text = text(stat)?;
+            let (_, after_name) = text.rsplit_once(')')?;
+            let numbers: Vec<_> = after_name.split_ascii_whitespace().skip(7).take(3).collect();
+            Some(numbers.first()?.parse::<u64>().ok()? + numbers.get(2)?.parse::<u64>().ok()?)
+        };
+        let of_threads = self.threads.iter().map(faults).sum::<Option<u64>>()?;
+        Some(Count { of_threads, resident: words(&text(&self.memory)?).nth(1)? })
+    }
+}
+
+fn text(file: &File) -> Option<String> {
+    let mut bytes = [0; 1024];
+    let length = file.read_at(&mut bytes, 0).ok()?;
+    Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+}
+
+fn words(text: &str) -> impl Iterator<Item = u64> {
+    text.split_ascii_whitespace().map_while(|word| word.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn the_process_was_made_before_the_call() {
+        let begun = Begun::now().unwrap();
+        assert!(0 < begun.process_ns && begun.process_ns < begun.call_ns);
+    }
+
+    #[test]
+    fn the_first_run_is_the_first() {
+        let first = FirstRun::default();
+        first.enter();
+        let entered = first.entered.get().copied();
+        first.answer();
+        first.enter();
+        assert_eq!(first.entered.get().copied(), entered);
+        assert!(first.answered.get() >= first.entered.get());
+    }
+
+    #[test]
+    fn a_line_tells_what_passed() {
+        let begun = Begun { process_ns: 1_000_000, call_ns: 1_500_000 };
+        let timing = Timing {
+            begun,
+            entered_ns: 3_000_000,
+            answered_ns: 3_250_000,
+            last_fault_ns: 11_500_000,
+            faults: 7,
+            settled: false,
+        };
+        assert_eq!(
+            timing.line(),
+            "timing: 0.50 ms from the process's start to the call; from the call 1.50 ms to the first KVM_RUN, 1.75 ms until the first \
+             exit was answered, 10.00 ms to the last of 7 faults so far"
+        );
+        let json: serde_json::Value = serde_json::from_str(&timing.json()).unwrap();
+        assert_eq!(json["timing"]["call_ns"], 1_500_000);
+    }
+
+    #[test]
+    fn a_threads_faults_are_counted() {
+        let ((tell, started), (done, wait)) = (channel(), channel::<()>());
+        let idle = move || {
+            tell.send(()).unwrap();
+            let _ = wait.recv();
+        };
+        let thread = std::thread::Builder::new().name("faulty7".to_owned()).spawn(idle).unwrap();
+        started.recv().unwrap();
+        let faults = Faults::of("faulty").unwrap();
+        assert_eq!(faults.threads.len(), 1);
+        let count = faults.count().unwrap();
+        assert!(count.of_threads > 0 && count.resident > 0);
+        drop(done);
+        thread.join().unwrap();
+    }
+}
