@@ -34,6 +34,14 @@ pub trait RamSource {
     /// # Errors
     /// The RAM cannot be read; the snapshot is given up.
     fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent>;
+
+    /// Called when all is read, before the snapshot has its name: the last chance to say that what was read is no good.
+    ///
+    /// # Errors
+    /// It is no good; the snapshot is given up.
+    fn finish(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What [`RamSource::read_chunk`] found.
@@ -143,6 +151,7 @@ pub fn write(
         .try_for_each(|mapped| ram.write_range(mapped))
         .map_err(|error| error.at(new.target()))?;
     let RamWriter { digests, data_bytes, done: ram_bytes, .. } = ram;
+    contents.ram.finish().map_err(|source| WriteError::Ram { gpa: 0, source })?;
     let (ram_time, started) = (started.elapsed(), Instant::now());
     let head = [encode_headers(&layout), notes.encode(&digests)].concat();
     new.file().write_all_at(&head, 0).map_err(failed)?;

@@ -1,7 +1,7 @@
 //! How fast the restore stub puts RAM in place, beside the host's `memcpy`.
 //!
 //! In: a snapshot. Out: bytes per second of both, of the pages that are not zero. Holds: both copy the same runs of the same
-//! mapped file into a fresh memfd, by turns, so that page faults and what else the machine does slow both; the stub checks and
+//! mapped file into fresh memory, by turns, so that page faults and what else the machine does slow both; the stub checks and
 //! digests besides.
 
 use crate::figures::median;
@@ -25,7 +25,7 @@ pub struct Rate {
     pub bytes: u64,
     /// The stub: from its first instruction to its last.
     pub stub: Duration,
-    /// The host, into a memfd that nobody has touched.
+    /// The host, into memory that nobody has touched.
     pub fresh: Duration,
     /// The host, once more to the same place.
     pub warm: Duration,

@@ -133,3 +133,29 @@ fn an_image_kernel_that_writes_nothing_loses_nobody() -> Result<()> {
     let images = [guest("power", &dir), guest("counter", &dir)];
     stories::without_an_image(&guest("timer", &dir), [&images[0], &images[1]], dir.path())
 }
+
+/// From a boot, and from a file that is mapped; the guest looks at every page of its pattern, and so does the one that was saved.
+#[test]
+fn a_guest_runs_on_while_it_is_saved() -> Result<()> {
+    for (name, words, cpus) in [("dirty", "size=64 lines=20", 1), ("smp", "lines=20", 4)] {
+        let dir = tempfile::tempdir()?;
+        stories::live(&guest(name, &dir).cmdline(words).cpus(cpus), dir.path())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_saved_live_is_what_is_saved_otherwise() -> Result<()> {
+    for name in ["registers", "dirty"] {
+        let dir = tempfile::tempdir()?;
+        stories::live_is_whole(&guest(name, &dir), dir.path())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_live_snapshot_that_is_given_up_leaves_no_trace() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let guest = guest("dirty", &dir).memory("600M").cmdline("size=512 lines=20 verify=0");
+    stories::live_leaves_no_trace(&guest, dir.path())
+}

@@ -93,10 +93,10 @@ fn amd_image_kernels() -> Result<()> {
     tell(amd(), &["6.1/suspended-poweroff", "7.2/suspended-stub", "6.12/suspended-ends"])
 }
 
-/// A sample; `make torture` goes through 100.
+/// A sample; `make torture` goes through 100. And snapshots of a guest that runs on.
 #[test]
-fn amd_20_rounds() -> Result<()> {
-    tell(amd(), &["6.12/rounds-20-cpus-1"])
+fn amd_20_rounds_and_live() -> Result<()> {
+    tell(amd(), &["6.12/rounds-20-cpus-1", "6.12/live"])
 }
 
 /// A sample; `make torture` goes through 50 with each kernel.

@@ -237,15 +237,17 @@ fn disks_that_take_nothing() -> Result<()> {
 
 /// A limit on file sizes used to end the process, and the machine with it, by SIGXFSZ.
 #[test]
-fn files_that_may_not_be_so_long() -> Result<()> {
+fn memory_and_files_that_may_not_be_so_long() -> Result<()> {
     let (dir, args) = bootable()?;
-    let limited = |limit: u32| {
+    let limited = |limit: &str, args: &[String]| {
         let mut command = Command::new("prlimit");
-        command.arg(format!("--fsize={limit}")).arg(program()).args(&args);
+        command.arg(limit).arg(program()).args(args);
         command
     };
-    refused_in(dir.path(), limited(1 << 20), 1, &["guest RAM", "File too large"])?;
-    let mut vm = TestVm::start_as(limited(4 << 20))?;
+    let large = Guest::bare("counter", dir.path())?.memory("512M").run_args();
+    let little = limited("--as=400000000", &large);
+    refused_in(dir.path(), little, 1, &["bytes of guest RAM", "Cannot allocate memory"])?;
+    let mut vm = TestVm::start_as(limited("--fsize=4194304", &args))?;
     vm.wait_for("tick ")?;
     let file = dir.path().join("file");
     let command = vmm_with(["snapshot", "--api", text(vm.socket())?, text(&file)?]);

@@ -80,6 +80,9 @@ pub struct SnapshotRequest {
     /// Whether all of each disk is read for a digest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub digest_disks: bool,
+    /// Whether the guest runs on while its RAM is written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
 }
 
 /// What a machine does after its snapshot.
@@ -218,7 +221,7 @@ impl fmt::Display for SnapshotSummary {
         let (stored, memory) = (mebibytes(self.stored_bytes), mebibytes(self.memory_bytes));
         write!(f, "{}: {stored} of {memory} RAM stored in {:.0} ms, ", printable(&path), self.total_ms)?;
         match self.pause_ms {
-            Some(ms) => write!(f, "the VM stood still for {ms:.0} ms"),
+            Some(ms) => write!(f, "the VM stood still for {ms:.1} ms"),
             None => write!(f, "the VM did not go on"),
         }
     }
@@ -349,6 +352,15 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
         .map_err(|e| ApiError::bad_request(format!("the body is not a snapshot request: {e}")))?;
     if !request.path.is_absolute() {
         return Err(ApiError::bad_request(format!("path must be absolute: {}", request.path.display())));
+    }
+    if request.live && request.then.is_some() {
+        return Err(ApiError::bad_request(
+            "a live snapshot is of a VM that does what it did before: no `then`",
+        ));
+    }
+    if request.live && request.digest_disks {
+        let why = "a live snapshot can't have disks read for digests: they change meanwhile";
+        return Err(ApiError::bad_request(why));
     }
     Ok(request)
 }

@@ -230,6 +230,9 @@ pub struct SnapshotArgs {
     /// Read all of each disk for a digest, by which an unchanged one is known in another place
     #[arg(long)]
     pub digest_disks: bool,
+    /// Let the VM run on while its RAM, as it is now, is written
+    #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
+    pub live: bool,
 }
 
 /// `vmm switch`.

@@ -70,15 +70,15 @@ pub enum ClientError {
     Print(#[source] io::Error),
 }
 
-/// A snapshot command; a relative path is taken from here, not from the VMM's directory.
+/// A snapshot command; a relative path is taken from here, not from the VMM's directory. A live snapshot is one that `care` wants at once.
 ///
 /// # Errors
 /// The path is empty, or there is no current directory.
 pub fn snapshot(path: &Path, then: Option<Then>, care: DiskCare) -> Result<Command, ClientError> {
     let failed = |e: io::Error| ClientError::Path { path: path.into(), reason: e.to_string() };
     let path = std::path::absolute(path).map_err(failed)?;
-    let DiskCare { keep: with_disks, digest: digest_disks } = care;
-    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks }))
+    let DiskCare { keep: with_disks, digest: digest_disks, at_once: live } = care;
+    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, live }))
 }
 
 /// Asks the VM behind `socket`, and prints its answer to `out`: lines for a person, or one line of JSON.

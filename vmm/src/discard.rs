@@ -5,7 +5,6 @@
 
 use crate::ram::GuestRam;
 use devices::virtio::{Discard, Segment};
-use std::os::fd::AsRawFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Private memory is replaced in pieces of at least this size: each is a mapping of its own, and a process has only so many.
@@ -15,13 +14,12 @@ const REPLACED_MIN: usize = 2 << 20;
 #[derive(Debug)]
 pub struct RamDiscard {
     memory: GuestMemoryMmap,
-    from_snapshot: bool,
 }
 
 impl RamDiscard {
     /// For this RAM.
     pub fn new(ram: &GuestRam) -> Self {
-        Self { memory: ram.memory().clone(), from_snapshot: ram.is_from_snapshot() }
+        Self { memory: ram.memory().clone() }
     }
 }
 
@@ -32,19 +30,10 @@ impl Discard for RamDiscard {
         let Ok(slice) = region.get_slice(start, len) else { return };
         let host = slice.ptr_guard_mut().as_ptr();
         match region.file_offset() {
-            Some(_) if self.from_snapshot && len >= REPLACED_MIN => replace(host, len),
-            Some(_) if self.from_snapshot => forget(host, len),
-            Some(file) => punch(file.file().as_raw_fd(), file.start() + start.0, len),
-            None => {}
+            Some(_) if len >= REPLACED_MIN => replace(host, len),
+            _ => forget(host, len),
         }
     }
-}
-
-/// Gives a memfd's pages back; they read as zero.
-fn punch(fd: i32, offset: u64, len: usize) {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: the descriptor is the RAM's; the call touches no memory of the process but by way of the file.
-    unsafe { libc::fallocate(fd, mode, offset as i64, len as i64) };
 }
 
 /// Puts zero pages where a private mapping of the snapshot was. Without this the range would show the file's bytes again, and
@@ -56,7 +45,8 @@ fn replace(host: *mut u8, len: usize) {
     unsafe { libc::mmap(host.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
 }
 
-/// Gives up the process's own copies; the range shows the snapshot's bytes again, which cost nothing.
+/// Gives up the process's own pages. A fresh guest's read as zero then; of a snapshot's mapping the range shows the file's bytes again,
+/// which cost nothing.
 fn forget(host: *mut u8, len: usize) {
     // SAFETY: as above; the contents of the range are nobody's any more.
     unsafe { libc::madvise(host.cast(), len, libc::MADV_DONTNEED) };

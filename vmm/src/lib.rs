@@ -12,6 +12,7 @@ pub mod options;
 // KVM, one piece each.
 pub mod lost_ram;
 pub mod ram;
+pub mod frozen;
 pub mod disk;
 pub mod vmcoreinfo;
 pub mod kvm;
@@ -45,6 +46,7 @@ pub mod machine;
 pub mod capture;
 pub mod restore;
 pub mod save;
+pub mod live;
 pub mod stub;
 pub mod kernel_id;
 pub mod load;

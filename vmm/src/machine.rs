@@ -5,7 +5,7 @@
 
 use crate::board::Board;
 use crate::config::Shape;
-use crate::disk::Disk;
+use crate::disk::{self, Disk, DisksError};
 use crate::fault;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
@@ -129,6 +129,22 @@ impl Machine {
     /// RAM can't be read.
     pub fn vmcoreinfo(&self) -> io::Result<Option<Vec<u8>>> {
         self.vmcoreinfo.look(&self.ram, &self.shape)
+    }
+
+    /// The same, if it was found before and still is there.
+    ///
+    /// # Errors
+    /// RAM can't be read.
+    pub fn vmcoreinfo_at_once(&self) -> io::Result<Option<Vec<u8>>> {
+        self.vmcoreinfo.look_again(&self.ram)
+    }
+
+    /// Makes durable what the guest has written to its disks. It may run meanwhile.
+    ///
+    /// # Errors
+    /// The disk that failed.
+    pub fn sync_disks(&self) -> Result<(), DisksError> {
+        disk::sync(&self.disks)
     }
 
     /// Takes the machine apart: its threads end, its devices let go of the host, its VM is closed. What is left is its RAM, and its

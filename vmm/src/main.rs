@@ -256,7 +256,7 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
-    let care = DiskCare { keep: args.with_disks, digest: args.digest_disks };
+    let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
     ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
 }
 

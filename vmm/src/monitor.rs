@@ -15,8 +15,10 @@ use crate::clock::TimePolicy;
 use crate::complaint;
 use crate::disk::DiskCare;
 use crate::kernel::ProtocolChoice;
+use crate::live::LiveSnapshot;
 use crate::outcome::Outcome;
 use crate::run_loop::Stop;
+use crate::save::SaveError;
 use crate::signals::EndSignals;
 use crate::switch::{ImageWish, KernelInfo, Kernels, Newcomer, Next, SwitchError, Switched};
 use crate::tap::TapName;
@@ -24,10 +26,12 @@ use crate::terminal::{Action, HELP, Terminal};
 use devices::Request;
 use devices::virtio::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use snapshot::Summary;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -56,6 +60,8 @@ pub struct Monitor {
     kernels: Kernels,
     inputs: Inputs,
     ended: Option<Outcome>,
+    /// The live snapshot that was begun last.
+    live: Option<LiveSnapshot>,
 }
 
 /// How often a guest that takes no input is asked again: leaving loopback mode announces itself by nothing, nor does a
@@ -65,7 +71,7 @@ const CONSOLE_RETRY: Duration = Duration::from_millis(20);
 impl Monitor {
     /// A loop around the kernels.
     pub fn new(kernels: Kernels, inputs: Inputs) -> Self {
-        Self { kernels, inputs, ended: None }
+        Self { kernels, inputs, ended: None, live: None }
     }
 
     /// Waits until the VM ends.
@@ -83,9 +89,22 @@ impl Monitor {
             }
             self.hear_api();
             if let Some(outcome) = self.ended.take() {
+                self.settle(&outcome)?;
                 return Ok(outcome);
             }
         }
+    }
+
+    /// A live snapshot of a guest that has ended by itself is finished, unless a signal comes; one of a VM that was told to end is not.
+    fn settle(&mut self, outcome: &Outcome) -> io::Result<()> {
+        let Some(live) = self.live.take() else { return Ok(()) };
+        let mut told = matches!(outcome, Outcome::Stopped | Outcome::Signal(_));
+        while !told && !live.is_done() {
+            wait_for(&[self.inputs.signals.fd()], Some(CONSOLE_RETRY))?;
+            told = self.inputs.signals.next()?.is_some();
+        }
+        live.cancel();
+        Ok(())
     }
 
     fn wait(&self) -> io::Result<()> {
@@ -190,7 +209,16 @@ impl Monitor {
         let _ = calls.event.read();
         let waiting: Vec<_> = calls.receiver.try_iter().collect();
         for ApiCall { command, reply } in waiting {
-            let answer = if self.ended.is_some() { Err(ApiError::ending()) } else { self.answer(command) };
+            let answer = match command {
+                _ if self.ended.is_some() => Err(ApiError::ending()),
+                Command::Snapshot(request) if request.live => {
+                    match self.snapshot_live(request, reply.clone()) {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
+                command => self.answer(command),
+            };
             // It fails when the caller has gone.
             let _ = reply.send(answer);
         }
@@ -213,6 +241,7 @@ impl Monitor {
     }
 
     fn switch(&mut self, request: SwitchRequest) -> Result<SwitchSummary, ApiError> {
+        self.expect_no_live()?;
         let time = match request.time {
             SleptTime::Advance => TimePolicy::Advance,
             SleptTime::Freeze => TimePolicy::Freeze,
@@ -261,7 +290,53 @@ impl Monitor {
         }
     }
 
+    /// While a live snapshot is written the machine makes no other, nor gives way to another kernel.
+    fn expect_no_live(&self) -> Result<(), ApiError> {
+        match &self.live {
+            Some(live) if !live.is_done() => Err(ApiError::conflict(format!(
+                "a live snapshot is being written to {}: try again when it is done",
+                live.path().display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers once the file is there; until then the guest runs.
+    fn snapshot_live(
+        &mut self,
+        request: SnapshotRequest,
+        reply: Sender<Result<Reply, ApiError>>,
+    ) -> Result<(), ApiError> {
+        self.expect_no_live()?;
+        if let Some(last) = self.live.take() {
+            last.cancel();
+        }
+        let machine = self.kernels.machine();
+        // Where it is: there is no time to look for it in the pause. Without it the snapshot is one all the same.
+        let _ = machine.vmcoreinfo();
+        // What is written to the disks by now need not be waited for when the guest stands still.
+        machine.sync_disks().map_err(|error| failed(&error))?;
+        let started = Instant::now();
+        let paused = machine.pause();
+        if paused.has_ended() {
+            return Err(ApiError::ending());
+        }
+        let care = DiskCare { keep: request.with_disks, digest: false, at_once: true };
+        let frozen = paused.freeze(&request.path, care).map_err(|error| failed(&error))?;
+        drop(paused);
+        let pause = (!machine.is_paused()).then(|| started.elapsed());
+        let path = request.path.clone();
+        let done = move |saved: Result<Summary, SaveError>| {
+            let answer = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)));
+            let _ = reply
+                .send(answer.map(|saved| Reply::Snapshot(summary(path, &saved, pause, started.elapsed()))));
+        };
+        self.live = Some(LiveSnapshot::begin(frozen, &request.path, done).map_err(|error| failed(&error))?);
+        Ok(())
+    }
+
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
+        self.expect_no_live()?;
         let started = Instant::now();
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let machine = self.kernels.machine();
@@ -271,26 +346,20 @@ impl Monitor {
         if paused.has_ended() {
             return Err(ApiError::ending());
         }
-        let care = DiskCare { keep: request.with_disks, digest: request.digest_disks };
+        let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: false };
         let saved = paused.save(&request.path, care, &mut |_, _| {});
-        let summary = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)))?;
+        let saved = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)))?;
         match request.then {
             None => drop(paused),
             Some(Then::Pause | Then::Stop) => paused.keep(),
             Some(Then::Resume) => paused.resume(),
         }
-        let total_ms = milliseconds(started.elapsed());
+        let total = started.elapsed();
         let stands_still = self.kernels.awake().is_paused();
         if request.then == Some(Then::Stop) {
             self.end_kernel(Outcome::Stopped);
         }
-        Ok(SnapshotSummary {
-            path: request.path,
-            memory_bytes: summary.ram_bytes,
-            stored_bytes: summary.data_bytes,
-            pause_ms: (!stands_still).then_some(total_ms),
-            total_ms,
-        })
+        Ok(summary(request.path, &saved, (!stands_still).then_some(total), total))
     }
 
     fn status(&self) -> Status {
@@ -350,6 +419,20 @@ fn newcomer(boot: BootRequest) -> Newcomer {
     let source = BootSource { kernel, initrd, cmdline, protocol: ProtocolChoice::Auto, reserved: Vec::new() };
     let image = image.map(|ImageRequest { write_to }| ImageWish { write_to });
     Newcomer { name, source, memory: memory_bytes, vcpus, share_disks, image }
+}
+
+fn summary(path: PathBuf, saved: &Summary, pause: Option<Duration>, total: Duration) -> SnapshotSummary {
+    SnapshotSummary {
+        path,
+        memory_bytes: saved.ram_bytes,
+        stored_bytes: saved.data_bytes,
+        pause_ms: pause.map(milliseconds),
+        total_ms: milliseconds(total),
+    }
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> ApiError {
+    ApiError::failed(complaint::one_line(error))
 }
 
 fn conflict(error: &SwitchError) -> ApiError {

@@ -1,33 +1,30 @@
 //! Guest RAM: where a guest's bytes live in this process.
 //!
 //! In: a memory size, or an open snapshot and where in it each range lies. Out: mapped guest memory, and for a capture,
-//! which chunks were never touched. Holds: a fresh guest's RAM is a memfd; a restored one's is a private mapping of its
-//! snapshot, so that the file never changes and clones share its pages.
+//! which chunks were never touched. Holds: all of it is private, so that a copy of the process keeps it as it was ([`crate::frozen`]); a
+//! restored guest's is a mapping of its snapshot, so that the file never changes and clones share its pages.
+
+mod page_map;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};
+pub(crate) use page_map::GONE;
+use page_map::{PageMap, SHORTENED};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap,
 };
 
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
-    /// The host would not give an anonymous file of this size.
-    #[error("cannot get {bytes} bytes of guest RAM from this host")]
-    Memfd {
-        /// Bytes asked for.
-        bytes: u64,
-        /// What the host said.
-        source: io::Error,
-    },
     /// A range could not be mapped.
     #[error("cannot map {bytes} bytes of guest RAM at guest physical address {gpa:#x}: {reason}")]
     Map {
@@ -39,11 +36,17 @@ pub enum RamError {
         reason: String,
     },
     /// The process's own view of its memory could not be opened.
-    #[error("cannot open /proc/self/mem, by which a restored guest's RAM is read and written")]
-    OwnMemory(#[source] io::Error),
+    #[error("cannot open {path}, by which guest RAM is looked at")]
+    OwnMemory {
+        /// `pagemap` or `mem`.
+        path: String,
+        /// What the host said.
+        source: io::Error,
+    },
 }
 
-const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
+/// Bytes of a huge page.
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// One range of guest RAM inside a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +64,20 @@ pub struct FileRange {
 pub struct GuestRam {
     memory: GuestMemoryMmap,
     windows: Vec<Window>,
-    mapped: Option<Arc<OwnMemory>>,
+    pages: Arc<PageMap>,
+    kind: Kind,
     watch: Option<Arc<Watch>>,
+}
+
+/// What guest RAM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Memory of this process.
+    Fresh,
+    /// A snapshot, mapped privately.
+    Mapped,
+    /// Either of them, as a child of this process has it.
+    Frozen,
 }
 
 /// Memory that a guest may read beside its RAM: no part of a snapshot, and out of its devices' reach.
@@ -72,15 +87,6 @@ pub struct Window {
     pub base: u64,
     /// What is seen.
     pub memory: GuestMemoryMmap,
-}
-
-/// How RAM that is a snapshot's private mapping is read: by system calls. Whoever can write to the snapshot can shorten
-/// it, and a load from what is gone would be a SIGBUS, where a system call fails.
-#[derive(Debug)]
-struct OwnMemory {
-    /// Opened when it is needed first, which is not on a restore's way to the first instruction.
-    pagemap: OnceLock<File>,
-    mem: Arc<File>,
 }
 
 /// Writes guest RAM, wherever that is. Where it is a snapshot's mapping, by a system call, as it is read.
@@ -105,32 +111,30 @@ impl RamWriter {
 }
 
 impl GuestRam {
-    /// Zeroed RAM of `bytes` in a memfd. Pages cost nothing until touched.
+    /// Zeroed RAM of `bytes`. Pages cost nothing until touched.
     ///
     /// # Errors
     /// When the host will not give so much address space.
     pub fn new(bytes: u64) -> Result<Self, RamError> {
-        let file = Arc::new(memfd(bytes).map_err(|source| RamError::Memfd { bytes, source })?);
-        let mut offset = 0;
-        let mut regions = Vec::new();
-        for (gpa, len) in ram_ranges(bytes) {
-            regions.push(map(&file, FileRange { gpa, len, offset }, libc::MAP_SHARED)?);
-            offset += len;
-        }
-        Ok(Self { memory: collect(regions)?, windows: Vec::new(), mapped: None, watch: None })
+        let regions = ram_ranges(bytes).into_iter().map(|(gpa, len)| fresh(gpa, len));
+        let memory = collect(regions.collect::<Result<_, _>>()?)?;
+        Ok(Self::of(memory, Kind::Fresh, PageMap::open(None)?))
     }
 
-    /// Memory from address 0 on with these bytes, whole pages, in a memfd.
+    /// Memory from address 0 on with these bytes, whole pages.
     ///
     /// # Errors
     /// When the host will not give so much.
     pub fn of_bytes(bytes: &[u8]) -> Result<Self, RamError> {
-        let len = bytes.len() as u64;
-        let failed = |source| RamError::Memfd { bytes: len, source };
-        let file = memfd(len).map_err(failed)?;
-        file.write_all_at(bytes, 0).map_err(failed)?;
-        let region = map(&Arc::new(file), FileRange { gpa: 0, len, offset: 0 }, libc::MAP_SHARED)?;
-        Ok(Self { memory: collect(vec![region])?, windows: Vec::new(), mapped: None, watch: None })
+        let region = fresh(0, bytes.len() as u64)?;
+        let failed = |reason: GuestMemoryError| unmapped(0, bytes.len() as u64, reason);
+        let memory = collect(vec![region])?;
+        memory.write_slice(bytes, GuestAddress(0)).map_err(failed)?;
+        Ok(Self::of(memory, Kind::Fresh, PageMap::open(None)?))
+    }
+
+    fn of(memory: GuestMemoryMmap, kind: Kind, pages: PageMap) -> Self {
+        Self { memory, windows: Vec::new(), pages: Arc::new(pages), kind, watch: None }
     }
 
     /// RAM whose bytes are a snapshot's, mapped privately: what the guest writes never reaches the file.
@@ -139,14 +143,8 @@ impl GuestRam {
     /// When a range can't be mapped.
     pub fn from_snapshot(file: File, ranges: &[FileRange]) -> Result<Self, RamError> {
         let file = Arc::new(file);
-        let regions =
-            ranges.iter().map(|range| map(&file, *range, libc::MAP_PRIVATE)).collect::<Result<_, _>>()?;
-        Ok(Self {
-            memory: collect(regions)?,
-            windows: Vec::new(),
-            mapped: Some(Arc::new(OwnMemory::open()?)),
-            watch: None,
-        })
+        let regions = ranges.iter().map(|range| map(&file, *range)).collect::<Result<_, _>>()?;
+        Ok(Self::of(collect(regions)?, Kind::Mapped, PageMap::open(None)?))
     }
 
     /// The same, and if the snapshot at `path`, which it is mapped from, is shortened, that is told; see [`lost_ram`].
@@ -162,6 +160,44 @@ impl GuestRam {
         let watch = file.zip(end).map(|(file, end)| lost_ram::watch(path, &file, ranges, end));
         self.watch = watch.map(Arc::new);
         self
+    }
+
+    /// Does `copy` while a copy of this process would have this RAM too.
+    pub(crate) fn while_copied<T>(&self, copy: impl FnOnce() -> T) -> T {
+        self.memory.iter().for_each(|region| advise(region, libc::MADV_DOFORK));
+        let made = copy();
+        self.memory.iter().for_each(|region| advise(region, libc::MADV_DONTFORK));
+        made
+    }
+
+    /// The same RAM as that child of this process has it, which it got by [`GuestRam::while_copied`]. It can be read only.
+    ///
+    /// # Errors
+    /// The child's memory can't be looked at.
+    pub(crate) fn as_in(&self, child: i32) -> Result<Self, RamError> {
+        Ok(Self { pages: Arc::new(PageMap::open(Some(child))?), kind: Kind::Frozen, ..self.clone() })
+    }
+
+    /// Has the host put small pages together to huge ones again, where most of a huge one is there, as long as `go_on` says so. The next copy of the
+    /// process costs the less. The guest may run; a host that can't do it does nothing.
+    pub(crate) fn rejoin(&self, go_on: &dyn Fn() -> bool) {
+        for region in self.memory.iter().filter(|region| region.file_offset().is_none()) {
+            let (start, len) = (region.as_ptr() as u64, region.len());
+            let blocks = (start.next_multiple_of(HUGE_PAGE)..start + len).step_by(HUGE_PAGE as usize);
+            for block in blocks.filter(|block| block + HUGE_PAGE <= start + len).take_while(|_| go_on()) {
+                let pages = self.pages.pages_of_its_own(block, HUGE_PAGE).unwrap_or(0);
+                if pages * PAGE_SIZE >= HUGE_PAGE / 2 {
+                    // SAFETY: the block lies in the region's mapping, and what is in it stays the same.
+                    unsafe { libc::madvise(block as *mut _, HUGE_PAGE as usize, libc::MADV_COLLAPSE) };
+                }
+            }
+        }
+    }
+
+    /// Where in this process a range of it is.
+    pub(crate) fn host_address(&self, gpa: u64, len: u64) -> Option<u64> {
+        let slice = self.memory.get_slice(GuestAddress(gpa), len as usize).ok()?;
+        Some(slice.ptr_guard().as_ptr() as u64)
     }
 
     /// Why a part of it is lost, if it is.
@@ -184,27 +220,20 @@ impl GuestRam {
         &self.windows
     }
 
-    /// Whether this is a private mapping of a snapshot.
-    pub fn is_from_snapshot(&self) -> bool {
-        self.mapped.is_some()
-    }
-
     /// A way to write guest memory for those who don't own it.
     pub fn writer(&self) -> RamWriter {
-        RamWriter { memory: self.memory.clone(), mem: self.mapped.as_ref().map(|own| own.mem.clone()) }
+        RamWriter {
+            memory: self.memory.clone(),
+            mem: (self.kind == Kind::Mapped).then(|| self.pages.mem.clone()),
+        }
     }
 
     /// Bytes of the host's memory that this RAM takes for itself: what a snapshot's mapping shares with the file is not
     /// counted. Zero where the host won't say.
     pub fn resident_bytes(&self) -> u64 {
-        let taken = |region: &GuestRegionMmap| match (&self.mapped, region.file_offset()) {
-            (Some(own), _) => {
-                own.pages_of_its_own(region.as_ptr() as u64, region.len()).unwrap_or(0) * PAGE_SIZE
-            }
-            (None, Some(file)) if file.start() == 0 => file.file().metadata().map_or(0, |m| m.blocks() * 512),
-            _ => 0,
-        };
-        self.memory.iter().map(taken).sum()
+        let own =
+            |region: &GuestRegionMmap| self.pages.pages_of_its_own(region.as_ptr() as u64, region.len());
+        self.memory.iter().map(|region| own(region).unwrap_or(0) * PAGE_SIZE).sum()
     }
 
     /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
@@ -216,90 +245,59 @@ impl GuestRam {
             .memory
             .to_region_addr(GuestAddress(gpa))
             .ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?;
-        let behind = region.file_offset().ok_or_else(|| io::Error::other("guest RAM without a file"))?;
-        let in_file = holds_data(behind.file(), behind.start() + start.0, buf.len() as u64)?;
-        let host = region.as_ptr() as u64 + start.0;
-        match &self.mapped {
-            Some(own) if in_file || own.has_pages(host, buf.len() as u64)? => own.read(host, buf)?,
-            None if in_file => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other)?,
-            _ => return Ok(false),
+        let (host, len) = (region.as_ptr() as u64 + start.0, buf.len() as u64);
+        let in_file = match region.file_offset() {
+            Some(behind) => holds_data(behind.file(), behind.start() + start.0, len)?,
+            None => false,
+        };
+        if !in_file && !self.pages.has_pages(host, len)? {
+            return Ok(false);
+        }
+        match self.kind {
+            Kind::Fresh => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other)?,
+            Kind::Mapped | Kind::Frozen => self.pages.read(host, buf)?,
         }
         Ok(true)
     }
 }
 
-impl OwnMemory {
-    fn open() -> Result<Self, RamError> {
-        let mem = File::options().read(true).write(true).open("/proc/self/mem");
-        let mem = mem.map_err(RamError::OwnMemory)?;
-        Ok(Self { pagemap: OnceLock::new(), mem: Arc::new(mem) })
-    }
-
-    fn pagemap(&self) -> io::Result<&File> {
-        if let Some(open) = self.pagemap.get() {
-            return Ok(open);
-        }
-        let opened = File::open("/proc/self/pagemap")?;
-        Ok(self.pagemap.get_or_init(|| opened))
-    }
-
-    /// Whether the process has pages of its own in the range: present (bit 63) or swapped out (bit 62) in its page map
-    /// (Documentation/admin-guide/mm/pagemap.rst).
-    fn has_pages(&self, host: u64, len: u64) -> io::Result<bool> {
-        let mut entries = vec![0u8; (len / PAGE_SIZE * 8) as usize];
-        self.pagemap()?.read_exact_at(&mut entries, host / PAGE_SIZE * 8)?;
-        Ok(entries.chunks_exact(8).any(|entry| entry[7] & 0b1100_0000 != 0))
-    }
-
-    /// How many pages of the range are the process's own, and no file's (bit 61), be they present or swapped out.
-    fn pages_of_its_own(&self, host: u64, len: u64) -> io::Result<u64> {
-        let mut pages = 0;
-        let mut entries = vec![0u8; 64 << 10];
-        let (mut at, end) = (host / PAGE_SIZE * 8, (host + len) / PAGE_SIZE * 8);
-        while at < end {
-            let part = &mut entries[..(end - at).min(64 << 10) as usize];
-            self.pagemap()?.read_exact_at(part, at)?;
-            let own = |entry: &&[u8]| entry[7] & 0b1100_0000 != 0 && entry[7] & 0b0010_0000 == 0;
-            pages += part.chunks_exact(8).filter(own).count() as u64;
-            at += part.len() as u64;
-        }
-        Ok(pages)
-    }
-
-    fn read(&self, host: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.mem.read_exact_at(buf, host).map_err(|_| io::Error::other(SHORTENED))
-    }
+/// Zeroed memory that is this process's alone. With huge pages a copy of the process is made in a fraction of the time; where KVM has
+/// them too it depends on how the host has placed it.
+fn fresh(gpa: u64, len: u64) -> Result<GuestRegionMmap, RamError> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let region = region(MmapRegionBuilder::new(len as usize), flags, gpa, len)?;
+    advise(&region, libc::MADV_HUGEPAGE);
+    Ok(region)
 }
 
-fn memfd(bytes: u64) -> io::Result<File> {
-    // SAFETY: the name is a NUL-terminated literal; the call has no other preconditions.
-    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the fd was just made and belongs to nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(bytes)?;
-    Ok(file)
+fn map(file: &Arc<File>, range: FileRange) -> Result<GuestRegionMmap, RamError> {
+    let behind = FileOffset::from_arc(file.clone(), range.offset);
+    let builder = MmapRegionBuilder::new(range.len as usize).with_file_offset(behind);
+    region(builder, libc::MAP_PRIVATE | libc::MAP_NORESERVE, range.gpa, range.len)
 }
 
-fn map(file: &Arc<File>, range: FileRange, sharing: i32) -> Result<GuestRegionMmap, RamError> {
-    let fail = |reason: String| RamError::Map { gpa: range.gpa, bytes: range.len, reason };
-    let region = MmapRegionBuilder::new(range.len as usize)
-        .with_file_offset(FileOffset::from_arc(file.clone(), range.offset))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(sharing | libc::MAP_NORESERVE)
-        .build()
-        .map_err(|e| fail(e.to_string()))?;
-    GuestRegionMmap::new(region, GuestAddress(range.gpa)).ok_or_else(|| fail("address overflow".into()))
+fn region(builder: MmapRegionBuilder, flags: i32, gpa: u64, len: u64) -> Result<GuestRegionMmap, RamError> {
+    let builder = builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).with_mmap_flags(flags);
+    let region = builder.build().map_err(|error| unmapped(gpa, len, error))?;
+    let region = GuestRegionMmap::new(region, GuestAddress(gpa));
+    let region = region.ok_or_else(|| unmapped(gpa, len, "address overflow"))?;
+    // What copies the process has no need of a guest's RAM, unless it says so.
+    advise(&region, libc::MADV_DONTFORK);
+    Ok(region)
+}
+
+/// A host that knows no such advice does without.
+fn advise(region: &GuestRegionMmap, advice: i32) {
+    // SAFETY: the range is the region's mapping; none of the advice given here changes what is in it.
+    unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+}
+
+fn unmapped(gpa: u64, bytes: u64, reason: impl ToString) -> RamError {
+    RamError::Map { gpa, bytes, reason: reason.to_string() }
 }
 
 fn collect(regions: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, RamError> {
-    GuestMemoryMmap::from_regions(regions).map_err(|e| RamError::Map {
-        gpa: 0,
-        bytes: 0,
-        reason: e.to_string(),
-    })
+    GuestMemoryMmap::from_regions(regions).map_err(|error| unmapped(0, 0, error))
 }
 
 /// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`). Past its end there is no hole, though

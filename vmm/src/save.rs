@@ -4,7 +4,8 @@
 //! offer is read off the state itself; a person reads it in the manifest, and a restore holds the state against the host.
 
 use crate::capture::MachineState;
-use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError};
+use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError, Unclaimed};
+use crate::frozen::{FreezeError, FrozenRam};
 use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
 use crate::ram::GuestRam;
@@ -17,7 +18,8 @@ use snapshot::{
     RamSource, Registers, Section, SectionError, Summary, UnverifiedSnapshot, WriteError,
 };
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 /// Version of the encoding of every section.
@@ -66,6 +68,9 @@ pub enum SaveError {
     /// The host has no random bytes for the snapshot's identity.
     #[error("cannot get random bytes for the snapshot's generation id")]
     Random(#[source] io::Error),
+    /// Its RAM can't be kept as it is while it runs on.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
     /// The file.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -86,20 +91,117 @@ impl PausedMachine<'_> {
         care: DiskCare,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Summary, SaveError> {
-        let state = self.capture()?;
+        let taken = Taken::of(self, path, care)?;
+        taken.write(self.ram(), progress)
+    }
+
+    /// Takes what [`PausedMachine::save`] writes, for [`Frozen::write`], so that the machine can run on meanwhile.
+    ///
+    /// # Errors
+    /// See [`SaveError`]; the machine is as before.
+    pub fn freeze(&self, path: &Path, care: DiskCare) -> Result<Frozen, SaveError> {
+        let taken = Taken::of(self, path, care)?;
+        Ok(Frozen { taken, ram: FrozenRam::of(self.ram())?, running: self.ram().clone() })
+    }
+}
+
+/// All of a machine at one instant but its RAM, on its way to a file. Dropped, it leaves nothing there.
+struct Taken {
+    notes: Notes,
+    records: Vec<DiskRecord>,
+    kept: Unclaimed,
+    memory: u64,
+    path: PathBuf,
+}
+
+impl Taken {
+    fn of(paused: &PausedMachine, path: &Path, care: DiskCare) -> Result<Self, SaveError> {
+        let state = paused.capture()?;
         let generation = GenerationId::random().map_err(SaveError::Random)?;
-        let disks = &self.machine().disks;
+        let disks = &paused.machine().disks;
         disk::sync(disks)?;
         let (records, kept) = disk::record(disks, care, path, &generation)?;
-        let vmcoreinfo = self.machine().vmcoreinfo().map_err(SaveError::ReadRam)?;
+        let machine = paused.machine();
+        let vmcoreinfo = if care.at_once { machine.vmcoreinfo_at_once() } else { machine.vmcoreinfo() };
+        let vmcoreinfo = vmcoreinfo.map_err(SaveError::ReadRam)?;
         let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
-        let ram = SavedRam::new(self.ram(), state.shape.memory);
-        let contents = notes.contents(&ram);
-        let replaced = records_at(path).unwrap_or_default();
-        let summary = snapshot::write(path, &contents, progress)?;
-        kept.claim();
-        disk::remove_kept(&replaced, &records, path);
+        Ok(Self { notes, records, kept, memory: state.shape.memory, path: path.to_owned() })
+    }
+
+    fn write(self, ram: &dyn ReadRam, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
+        let ram = SavedRam::new(ram, self.memory);
+        let contents = self.notes.contents(&ram);
+        let replaced = records_at(&self.path).unwrap_or_default();
+        let summary = snapshot::write(&self.path, &contents, progress)?;
+        self.kept.claim();
+        disk::remove_kept(&replaced, &self.records, &self.path);
         Ok(summary)
+    }
+}
+
+/// A machine as of one instant, on its way to a file. Dropped, it leaves nothing there.
+pub struct Frozen {
+    taken: Taken,
+    ram: FrozenRam,
+    running: GuestRam,
+}
+
+impl Frozen {
+    /// The RAM of the machine that runs on.
+    pub(crate) fn running_ram(&self) -> GuestRam {
+        self.running.clone()
+    }
+
+    /// Writes it, unless `cancelled` is set meanwhile.
+    ///
+    /// # Errors
+    /// See [`SaveError`].
+    pub fn write(self, cancelled: &AtomicBool) -> Result<Summary, SaveError> {
+        self.ram.yield_first();
+        self.taken.write(&Reading { ram: &self.ram, cancelled }, &mut |_, _| {})
+    }
+}
+
+/// Guest RAM to be read once, from the first chunk to the last.
+trait ReadRam {
+    /// As [`GuestRam::read_touched`].
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool>;
+
+    /// Whether what was read can be relied upon.
+    fn finish(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ReadRam for GuestRam {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
+        self.read_touched(gpa, buf)
+    }
+}
+
+/// Frozen RAM, until it is needed no more.
+struct Reading<'a> {
+    ram: &'a FrozenRam,
+    cancelled: &'a AtomicBool,
+}
+
+impl ReadRam for Reading<'_> {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
+        self.is_wanted()?;
+        let touched = self.ram.ram().read_touched(gpa, buf)?;
+        self.ram.release(gpa, buf.len() as u64);
+        Ok(touched)
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        self.ram.check(&|| self.is_wanted())
+    }
+}
+
+impl Reading<'_> {
+    fn is_wanted(&self) -> io::Result<()> {
+        let cancelled = self.cancelled.load(Ordering::SeqCst);
+        if cancelled { Err(io::Error::other("the VM was stopped meanwhile")) } else { Ok(()) }
     }
 }
 
@@ -241,12 +343,12 @@ fn debugger_registers(vcpu: &VcpuState) -> Registers {
 
 /// Guest RAM as the snapshot's writer reads it.
 struct SavedRam<'a> {
-    ram: &'a GuestRam,
+    ram: &'a dyn ReadRam,
     ranges: Vec<RamRange>,
 }
 
 impl<'a> SavedRam<'a> {
-    fn new(ram: &'a GuestRam, memory: u64) -> Self {
+    fn new(ram: &'a dyn ReadRam, memory: u64) -> Self {
         let ranges = layout::ram_ranges(memory).into_iter().map(|(gpa, len)| RamRange { gpa, len }).collect();
         Self { ram, ranges }
     }
@@ -258,7 +360,11 @@ impl RamSource for SavedRam<'_> {
     }
 
     fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent> {
-        let touched = self.ram.read_touched(gpa, buf)?;
+        let touched = self.ram.read(gpa, buf)?;
         Ok(if touched { ChunkContent::Data } else { ChunkContent::Zero })
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        self.ram.finish()
     }
 }

@@ -34,14 +34,20 @@ impl Place {
         if shape.kernel.version.is_none() {
             return Ok(None);
         }
-        if let Some(gpa) = self.0.get()
-            && let Some(text) = at(ram, gpa)?
-        {
+        if let Some(text) = self.look_again(ram)? {
             return Ok(Some(text));
         }
         let found = search(ram, shape.memory)?;
         self.0.set(found.as_ref().map(|(gpa, _)| *gpa));
         Ok(found.map(|(_, text)| text))
+    }
+
+    /// The same, if it still is where [`Place::look`] found it: for those who have no time.
+    ///
+    /// # Errors
+    /// RAM can't be read.
+    pub fn look_again(&self, ram: &GuestRam) -> io::Result<Option<Vec<u8>>> {
+        self.0.get().map_or(Ok(None), |gpa| at(ram, gpa))
     }
 }
 

@@ -117,6 +117,7 @@ fn all() -> Vec<(String, Story)> {
                 Box::new(move |dir| stories::rounds(&witness(), count, dir)),
             );
         }
+        add("live", Box::new(move |dir| live(version, dir)));
         for count in [5, 50] {
             add(
                 &format!("disk-commits-{count}"),
@@ -153,6 +154,16 @@ fn all() -> Vec<(String, Story)> {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
     stories
+}
+
+/// A live snapshot of a kernel under load, beside one that stops it.
+fn live(version: &str, dir: &Path) -> Result<()> {
+    let guest = Guest::linux(version, "witness").cpus(2).proof("witness round=");
+    let stories::Pauses { booted, restored, whole } = stories::live(&guest, dir)?;
+    println!(
+        "live: paused for {booted:.1} ms after a boot, {restored:.1} ms after a restore; stop-and-copy {whole:.1} ms"
+    );
+    Ok(())
 }
 
 /// Switches between two stock kernels, with little RAM and with much.

@@ -67,7 +67,7 @@ pub(super) fn keep(guest: &Guest, vm: &mut TestVm, file: &Path) -> Result<u64> {
 }
 
 /// The last number printed before a pause: output is complete when the pause is.
-fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
+pub(super) fn last_beat(guest: &Guest, vm: &mut TestVm) -> Result<u64> {
     vm.lines_within(std::time::Duration::from_millis(300));
     let last = vm.seen().iter().rev().find(|line| line.contains(guest.pulse));
     guest.beat(last.context("no sign of life")?)

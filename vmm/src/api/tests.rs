@@ -112,7 +112,13 @@ fn kernel() -> KernelStatus {
 }
 
 fn snapshot(path: &str, then: Option<Then>) -> Command {
-    Command::Snapshot(SnapshotRequest { path: path.into(), then, with_disks: false, digest_disks: false })
+    Command::Snapshot(SnapshotRequest {
+        path: path.into(),
+        then,
+        with_disks: false,
+        digest_disks: false,
+        live: false,
+    })
 }
 
 #[test]
@@ -128,8 +134,13 @@ fn the_document_has_the_router_s_paths_and_methods_and_no_others() {
 #[test]
 fn the_document_has_the_types_fields_and_no_others() {
     let properties = |schema| below(&["components", "schemas", schema, "properties"]);
-    let request =
-        SnapshotRequest { path: "/a".into(), then: Some(Then::Resume), with_disks: true, digest_disks: true };
+    let request = SnapshotRequest {
+        path: "/a".into(),
+        then: Some(Then::Resume),
+        with_disks: true,
+        digest_disks: true,
+        live: true,
+    };
     assert_eq!(properties("Status"), fields(&status()));
     assert_eq!(properties("SnapshotSummary"), fields(&summary()));
     assert_eq!(properties("SnapshotRequest"), fields(&request));
@@ -214,7 +225,9 @@ fn what_fits_no_route_is_refused_with_the_right_status() {
     for body in ["", "x", "{}", "[]", r#"{"path":""}"#, r#"{"path":"a"}"#, r#"{"path":1}"#] {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
     }
-    for body in [r#"{"path":"/a","then":"sleep"}"#, r#"{"path":"/a","extra":1}"#] {
+    let live =
+        [r#"{"path":"/a","live":true,"then":"stop"}"#, r#"{"path":"/a","live":true,"digest_disks":true}"#];
+    for body in [r#"{"path":"/a","then":"sleep"}"#, r#"{"path":"/a","extra":1}"#].into_iter().chain(live) {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
     }
 }

@@ -48,6 +48,15 @@ impl Drop for Unclaimed {
 /// A copy could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
+    /// Bytes would have to be copied while the guest stands still.
+    #[error(
+        "the file system of {} can't make a copy that shares its bytes (a reflink), so a live snapshot can't keep it: leave out --live or --with-disks",
+        path.display()
+    )]
+    NotAtOnce {
+        /// Where to.
+        path: PathBuf,
+    },
     /// The copying itself.
     #[error("cannot copy it to {}", path.display())]
     Copy {
@@ -71,15 +80,15 @@ pub(super) fn directory(snapshot: &Path) -> PathBuf {
 }
 
 /// Keeps a disk beside the snapshot: `<snapshot>.<id>.<generation>.disk`. The digest comes for nothing where bytes had to be
-/// read.
+/// read. `at_once` allows no reading.
 ///
 /// # Errors
 /// The copy can't be made.
 pub(crate) fn keep(
     disk: &DiskFile,
     id: &str,
-    snapshot: &Path,
-    generation: &GenerationId,
+    (snapshot, generation): (&Path, &GenerationId),
+    at_once: bool,
     unclaimed: &mut Unclaimed,
 ) -> Result<(KeptDisk, Option<Digest>), KeepError> {
     let target = fs::canonicalize(snapshot).unwrap_or_else(|_| snapshot.to_owned());
@@ -88,7 +97,13 @@ pub(crate) fn keep(
     let path = directory(snapshot).join(&name);
     let new = NewFile::create(&path)?;
     let failed = |source| KeepError::Copy { path: path.clone(), source };
-    let digest = copy(disk, new.file()).map_err(failed)?;
+    let digest = if at_once {
+        let shared = rustix::fs::ioctl_ficlone(new.file(), &*disk.file);
+        shared.map_err(|_| KeepError::NotAtOnce { path: path.clone() })?;
+        None
+    } else {
+        copy(disk, new.file()).map_err(failed)?
+    };
     // Nobody writes it again.
     new.file().set_permissions(Permissions::from_mode(0o400)).map_err(failed)?;
     let kept = KeptDisk { file: name, modified_ns: modified_ns(&new.file().metadata().map_err(failed)?) };

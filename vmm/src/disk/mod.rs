@@ -14,6 +14,7 @@ mod uring;
 mod wish;
 
 pub use file::{DiskError, DiskFile};
+pub(crate) use keep::Unclaimed;
 pub use keep::{KeepError, KeptDisk};
 pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open};
 pub(crate) use record::{check, record, remove_kept};

@@ -40,6 +40,8 @@ pub struct DiskCare {
     pub keep: bool,
     /// Reads all of each for a digest.
     pub digest: bool,
+    /// Refuses what takes long, since the guest is to stand still for an instant only.
+    pub at_once: bool,
 }
 
 /// What is wrong with a disk of a snapshot.
@@ -134,7 +136,8 @@ fn record_one(
     if file.path.is_none() && !care.keep {
         return Err(RecordError::Nameless);
     }
-    let kept = care.keep.then(|| keep::keep(file, id, path, generation, unclaimed)).transpose()?;
+    let keep = || keep::keep(file, id, (path, generation), care.at_once, unclaimed);
+    let kept = care.keep.then(keep).transpose()?;
     let (kept, digest) = kept.map_or((None, None), |(kept, digest)| (Some(kept), digest));
     let digest = match digest {
         None if care.digest => Some(Digest::of(file).map_err(io("read"))?),

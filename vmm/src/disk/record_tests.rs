@@ -63,8 +63,8 @@ fn text(disk: &Disk) -> [u8; 3] {
     bytes
 }
 
-const KEEP: DiskCare = DiskCare { keep: true, digest: false };
-const DIGEST: DiskCare = DiskCare { keep: false, digest: true };
+const KEEP: DiskCare = DiskCare { keep: true, digest: false, at_once: false };
+const DIGEST: DiskCare = DiskCare { keep: false, digest: true, at_once: false };
 
 #[test]
 fn an_unchanged_disk_is_taken_and_a_moved_one_too() {
@@ -191,7 +191,7 @@ fn a_kept_disk_that_was_written_is_refused() {
 fn a_copy_has_holes_and_the_digest_of_its_original() {
     use std::os::unix::fs::MetadataExt;
     let scene = Scene::new();
-    let records = scene.record(DiskCare { keep: true, digest: true });
+    let records = scene.record(DiskCare { keep: true, digest: true, at_once: false });
     let kept = DiskFile::open(&scene.path(&records[0].kept.clone().unwrap().file), true).unwrap();
     assert_eq!(Some(Digest::of(&kept).unwrap()), records[0].digest);
     assert!(kept.file.metadata().unwrap().blocks() * 512 <= 1 << 20);

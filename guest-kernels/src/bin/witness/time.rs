@@ -54,8 +54,6 @@ pub(crate) struct Timer {
 
 impl Timer {
     pub(crate) fn start(clock: &mut Clock) -> Result<Timer, String> {
-        let interval = libc::timespec { tv_sec: 0, tv_nsec: INTERVAL as i64 };
-        let setting = libc::itimerspec { it_interval: interval, it_value: interval };
         // SAFETY: no pointers are passed.
         let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) };
         if fd < 0 {
@@ -64,8 +62,12 @@ impl Timer {
         // SAFETY: the descriptor was just made and belongs to nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
         let started = clock.read()?;
+        // Not from when it is set: a busy host may let that wait.
+        let first = started + INTERVAL;
+        let setting = libc::itimerspec { it_interval: timespec(INTERVAL), it_value: timespec(first) };
         // SAFETY: `setting` is valid for reading, and a null pointer for the old setting is allowed.
-        if unsafe { libc::timerfd_settime(fd, 0, &setting, std::ptr::null_mut()) } != 0 {
+        if unsafe { libc::timerfd_settime(fd, libc::TFD_TIMER_ABSTIME, &setting, std::ptr::null_mut()) } != 0
+        {
             return Err(format!("the timerfd can't be set: {}", std::io::Error::last_os_error()));
         }
         Ok(Timer { file, started, expirations: 0 })
@@ -89,6 +91,10 @@ impl Timer {
             _ => Err(format!("the timer has not expired for {PATIENCE_MS} ms")),
         }
     }
+}
+
+fn timespec(nanos: u64) -> libc::timespec {
+    libc::timespec { tv_sec: (nanos / NANOS) as i64, tv_nsec: (nanos % NANOS) as i64 }
 }
 
 /// Whether so many expirations fit a count taken between these two times since the start, in nanoseconds.

@@ -1,0 +1,80 @@
+//! A process's memory, seen by system calls: which pages it has, and their bytes.
+//!
+//! In: addresses in that process. Out: what is there. Holds: what is gone is an error, where a load would be a SIGBUS: whoever may write
+//! to a snapshot that RAM is mapped from can shorten it.
+
+use super::RamError;
+use crate::layout::PAGE_SIZE;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+pub(super) const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
+/// Why frozen RAM can't be read.
+pub(crate) const GONE: &str =
+    "the copy of this process that has it as it was is gone: the host may be short of memory";
+
+/// Bits of an entry's highest byte (Documentation/admin-guide/mm/pagemap.rst): present, swapped out; a file's page.
+const HERE: u8 = 0b1100_0000;
+const OF_A_FILE: u8 = 0b0010_0000;
+/// Bytes of entries that are read at a time: for 32 MiB.
+const ENTRIES: u64 = 64 << 10;
+
+/// The memory of one process.
+#[derive(Debug)]
+pub(super) struct PageMap {
+    pagemap: File,
+    pub(super) mem: Arc<File>,
+    /// Why a read fails.
+    lost: &'static str,
+}
+
+impl PageMap {
+    /// Of this process, or of a child of it.
+    pub(super) fn open(process: Option<i32>) -> Result<Self, RamError> {
+        let directory = process.map_or_else(|| "/proc/self".to_owned(), |id| format!("/proc/{id}"));
+        let open = |file: &'static str, write| {
+            let opened = File::options().read(true).write(write).open(format!("{directory}/{file}"));
+            opened.map_err(|source| RamError::OwnMemory { path: format!("{directory}/{file}"), source })
+        };
+        let lost = if process.is_none() { SHORTENED } else { GONE };
+        Ok(Self { pagemap: open("pagemap", false)?, mem: Arc::new(open("mem", process.is_none())?), lost })
+    }
+
+    /// Whether the process has pages in the range.
+    pub(super) fn has_pages(&self, host: u64, len: u64) -> io::Result<bool> {
+        let mut found = false;
+        self.each_entry(host, len, |_, entry| found |= entry & HERE != 0)?;
+        Ok(found)
+    }
+
+    /// How many pages of the range are the process's own, and no file's, be they present or swapped out.
+    pub(super) fn pages_of_its_own(&self, host: u64, len: u64) -> io::Result<u64> {
+        let mut pages = 0;
+        self.each_entry(host, len, |_, entry| pages += u64::from(is_own(entry)))?;
+        Ok(pages)
+    }
+
+    /// Shows the highest byte of each page's entry, with the page's number in the range.
+    fn each_entry(&self, host: u64, len: u64, mut show: impl FnMut(u64, u8)) -> io::Result<()> {
+        let pages = len / PAGE_SIZE;
+        let mut entries = vec![0u8; ENTRIES.min(pages * 8) as usize];
+        let mut page = 0;
+        while page < pages {
+            let part = &mut entries[..(ENTRIES / 8).min(pages - page) as usize * 8];
+            self.pagemap.read_exact_at(part, (host / PAGE_SIZE + page) * 8)?;
+            part.chunks_exact(8).zip(page..).for_each(|(entry, page)| show(page, entry[7]));
+            page += part.len() as u64 / 8;
+        }
+        Ok(())
+    }
+
+    pub(super) fn read(&self, host: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.mem.read_exact_at(buf, host).map_err(|_| io::Error::other(self.lost))
+    }
+}
+
+fn is_own(entry: u8) -> bool {
+    entry & HERE != 0 && entry & OF_A_FILE == 0
+}
