@@ -229,11 +229,14 @@ mod tests {
     #[test]
     fn a_threads_faults_are_counted() {
         let ((tell, started), (done, wait)) = (channel(), channel::<()>());
-        let idle = move || {
+        let touch = move || {
+            // So much comes from the kernel, untouched; a stack may be an earlier thread's.
+            let touched = std::hint::black_box(vec![1; 1 << 20]);
             tell.send(()).unwrap();
             let _ = wait.recv();
+            drop(touched);
         };
-        let thread = std::thread::Builder::new().name("faulty7".to_owned()).spawn(idle).unwrap();
+        let thread = std::thread::Builder::new().name("faulty7".to_owned()).spawn(touch).unwrap();
         started.recv().unwrap();
         let faults = Faults::of("faulty").unwrap();
         assert_eq!(faults.threads.len(), 1);
