@@ -78,6 +78,8 @@ pub struct Summary {
     pub file_len: u64,
     /// Bytes that the file system has allocated for it.
     pub allocated: u64,
+    /// Whether the guest's kernel tells debuggers about itself in it.
+    pub vmcoreinfo: bool,
     /// Time to read, digest and write RAM.
     pub ram_time: Duration,
     /// Time to write the notes, sync, and rename.
@@ -159,7 +161,8 @@ pub fn write(
     new.publish()?;
     let allocated = file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
     let publish_time = started.elapsed();
-    Ok(Summary { ram_bytes, data_bytes, file_len: layout.end(), allocated, ram_time, publish_time })
+    let (file_len, vmcoreinfo) = (layout.end(), contents.vmcoreinfo.is_some());
+    Ok(Summary { ram_bytes, data_bytes, file_len, allocated, vmcoreinfo, ram_time, publish_time })
 }
 
 /// The notes, except for the chunk table, of which the length is known.

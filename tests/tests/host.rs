@@ -103,6 +103,18 @@ fn the_exit_status_says_how_a_guest_ended() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_guest_is_dumped_and_goes_on() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::dumped(&guest("counter", &dir).cpus(2), dir.path()).map(drop)
+}
+
+#[test]
+fn a_panic_leaves_a_dump_beside_the_older_one() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::dumped_by_panic(&guest("power", &dir).cmdline("do=panic"), dir.path()).map(drop)
+}
+
 /// In memory, then in files.
 #[test]
 fn kernels_take_turns() -> Result<()> {

@@ -40,17 +40,20 @@ fn amd() -> Lab {
 
 #[test]
 fn amd_6_1() -> Result<()> {
-    tell(amd(), &["6.1/restart", "6.1/panic", "6.1/oracle-2", "6.1/typing", "6.1/expect-kernel"])
+    tell(amd(), &["6.1/restart", "6.1/panic-dump", "6.1/oracle-2", "6.1/typing", "6.1/expect-kernel"])
 }
 
 #[test]
 fn amd_6_12() -> Result<()> {
-    tell(amd(), &["6.12/restart", "6.12/reboot", "6.12/exit-port", "6.12/oracle-4", "6.12/by-stub"])
+    tell(
+        amd(),
+        &["6.12/restart", "6.12/reboot", "6.12/dump", "6.12/exit-port", "6.12/oracle-4", "6.12/by-stub"],
+    )
 }
 
 #[test]
 fn amd_7_2() -> Result<()> {
-    tell(amd(), &["7.2/restart", "7.2/panic-without-driver", "7.2/oracle-2", "7.2/above-4g"])
+    tell(amd(), &["7.2/restart", "7.2/panic-dump-without-driver", "7.2/oracle-2", "7.2/above-4g"])
 }
 
 /// Pauses of a second, a minute and a day; two machines from one snapshot.

@@ -111,6 +111,8 @@ fn wrong_usage() -> Result<()> {
     refused(vmm_with(["run", "--kernel", "x", "--name", "two\nlines"]), 2, &["--name"])?;
     refused(vmm_with(["restore", "--paused", "x"]), 2, &["--api"])?;
     refused(vmm_with(["snapshot", "x"]), 2, &["--api"])?;
+    refused(vmm_with(["dump", "x"]), 2, &["--api"])?;
+    refused(vmm_with(["restore", "x", "--on-panic", "x"]), 2, &["--on-panic", "expected dump=FILE"])?;
     refused(vmm_with(["restore", "no\nsuch\x1b[2J"]), 1, &["no\\nsuch"])?;
     for args in [&["--help"][..], &["--version"], &["run", "--help"]] {
         let output = vmm(args.iter().copied())?;
@@ -194,7 +196,12 @@ fn snapshots_that_have_no_place() -> Result<()> {
     for (name, why) in places {
         let path = file(name);
         let path = text(&path)?;
-        let command = vmm_with(["snapshot", "--api", text(vm.socket())?, path]);
+        for verb in ["snapshot", "dump"] {
+            let command = vmm_with([verb, "--api", text(vm.socket())?, path]);
+            refused_in(dir.path(), command, 1, &[path, why])?;
+        }
+        let wish = format!("dump={path}");
+        let command = vmm_with(with(&args, &["--on-panic", &wish]));
         refused_in(dir.path(), command, 1, &[path, why])?;
     }
     goes_on(&mut vm, "tick ")
@@ -216,19 +223,20 @@ fn disks_that_take_nothing() -> Result<()> {
     let seen = Path::new("/proc").join(vm.pid().to_string()).join("root").join(disk.strip_prefix("/")?);
     let kept = fs::read(seen.join("kept"))?;
 
-    let save = |vm: &TestVm, name: &str| {
-        Ok::<_, anyhow::Error>(vmm_with(["snapshot", "--api", text(vm.socket())?, text(&disk.join(name))?]))
+    let save = |vm: &TestVm, verb: &str, name: &str| {
+        Ok::<_, anyhow::Error>(vmm_with([verb, "--api", text(vm.socket())?, text(&disk.join(name))?]))
     };
-    for name in ["kept", "new"] {
-        refused_in(&seen, save(&vm, name)?, 1, &[name, "No space left on device"])?;
+    let ways = [("snapshot", "kept"), ("snapshot", "new"), ("dump", "kept"), ("dump", "new")];
+    for (verb, name) in ways {
+        refused_in(&seen, save(&vm, verb, name)?, 1, &[name, "No space left on device"])?;
     }
     let remount = format!("mount -o remount,ro {}", disk.display());
     let pid = vm.pid().to_string();
     let remounted =
         Command::new("nsenter").args(["--target", &pid, "--mount", "sh", "-c", &remount]).status()?;
     ensure!(remounted.success(), "remount: {remounted}");
-    for name in ["kept", "new"] {
-        refused_in(&seen, save(&vm, name)?, 1, &[name, "Read-only file system"])?;
+    for (verb, name) in ways {
+        refused_in(&seen, save(&vm, verb, name)?, 1, &[name, "Read-only file system"])?;
     }
     ensure!(names(&seen)?.len() == 1 && fs::read(seen.join("kept"))? == kept, "the snapshot has changed");
     ensure!(vmm(["verify", text(&seen.join("kept"))?])?.status.success(), "the snapshot is damaged");

@@ -13,7 +13,7 @@ pub use kernels::{
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 
 /// A request to the machine.
@@ -35,6 +35,8 @@ pub enum Command {
     Forget(ForgetRequest),
     /// Write a snapshot.
     Snapshot(SnapshotRequest),
+    /// Write a dump.
+    Dump(DumpRequest),
     /// End the kernel that is awake; and with it, if no other sleeps, the machine and the process.
     Stop(StopRequest),
 }
@@ -85,6 +87,14 @@ pub struct SnapshotRequest {
     pub live: bool,
 }
 
+/// Where a dump goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DumpRequest {
+    /// The file; absolute.
+    pub path: PathBuf,
+}
+
 /// What a machine does after its snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,7 +114,7 @@ pub enum Reply {
     Status(Status),
     /// It is done, and there is no more to say.
     Done,
-    /// To [`Command::Snapshot`].
+    /// To [`Command::Snapshot`] and [`Command::Dump`].
     Snapshot(SnapshotSummary),
     /// To [`Command::Switch`].
     Switched(SwitchSummary),
@@ -208,6 +218,9 @@ pub struct SnapshotSummary {
     pub memory_bytes: u64,
     /// Bytes of guest RAM that the file holds; the others are zero, and holes.
     pub stored_bytes: u64,
+    /// Whether crash, drgn and makedumpfile find in it what they need to know of a Linux kernel.
+    #[serde(default)]
+    pub vmcoreinfo: bool,
     /// How long the vCPUs stood still, in milliseconds; none if they still do.
     pub pause_ms: Option<f64>,
     /// How long it all took, in milliseconds.
@@ -287,6 +300,8 @@ pub enum Operation {
     Resume,
     /// [`Command::Snapshot`]
     Snapshot,
+    /// [`Command::Dump`]
+    Dump,
     /// [`Command::Stop`]
     Stop,
     /// [`Command::Balloon`]
@@ -300,11 +315,12 @@ pub enum Operation {
 }
 
 /// Every route: method, path, operation. Named as Cloud Hypervisor's are.
-pub const ENDPOINTS: [(&str, &str, Operation); 9] = [
+pub const ENDPOINTS: [(&str, &str, Operation); 10] = [
     ("GET", "/api/v1/vm.info", Operation::Status),
     ("PUT", "/api/v1/vm.pause", Operation::Pause),
     ("PUT", "/api/v1/vm.resume", Operation::Resume),
     ("PUT", "/api/v1/vm.snapshot", Operation::Snapshot),
+    ("PUT", "/api/v1/vm.dump", Operation::Dump),
     ("PUT", "/api/v1/vm.stop", Operation::Stop),
     ("PUT", "/api/v1/vm.balloon", Operation::Balloon),
     ("PUT", "/api/v1/vm.switch", Operation::Switch),
@@ -336,6 +352,7 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
     };
     Ok(match operation {
         Operation::Snapshot => Command::Snapshot(snapshot_request(body)?),
+        Operation::Dump => Command::Dump(dump_request(body)?),
         Operation::Balloon => Command::Balloon(parsed(body, "a balloon request")?),
         Operation::Switch => Command::Switch(kernels::switch_request(body)?),
         Operation::Forget => Command::Forget(parsed(body, "a name to forget")?),
@@ -348,11 +365,8 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
 }
 
 fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
-    let request: SnapshotRequest = serde_json::from_slice(body)
-        .map_err(|e| ApiError::bad_request(format!("the body is not a snapshot request: {e}")))?;
-    if !request.path.is_absolute() {
-        return Err(ApiError::bad_request(format!("path must be absolute: {}", request.path.display())));
-    }
+    let request: SnapshotRequest = parsed(body, "a snapshot request")?;
+    absolute(&request.path)?;
     if request.live && request.then.is_some() {
         return Err(ApiError::bad_request(
             "a live snapshot is of a VM that does what it did before: no `then`",
@@ -363,6 +377,18 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
         return Err(ApiError::bad_request(why));
     }
     Ok(request)
+}
+
+fn dump_request(body: &[u8]) -> Result<DumpRequest, ApiError> {
+    let request: DumpRequest = parsed(body, "a dump request")?;
+    absolute(&request.path).map(|()| request)
+}
+
+fn absolute(path: &Path) -> Result<(), ApiError> {
+    match path.is_absolute() {
+        true => Ok(()),
+        false => Err(ApiError::bad_request(format!("path must be absolute: {}", path.display()))),
+    }
 }
 
 fn stop_request(body: &[u8]) -> Result<StopRequest, ApiError> {
@@ -384,6 +410,7 @@ pub fn request(command: &Command) -> Result<(&'static str, &'static str, Vec<u8>
         Command::Resume => (Operation::Resume, Vec::new()),
         Command::Stop(request) => (Operation::Stop, serde_json::to_vec(request)?),
         Command::Snapshot(request) => (Operation::Snapshot, serde_json::to_vec(request)?),
+        Command::Dump(request) => (Operation::Dump, serde_json::to_vec(request)?),
         Command::Balloon(request) => (Operation::Balloon, serde_json::to_vec(request)?),
         Command::Switch(request) => (Operation::Switch, serde_json::to_vec(request)?),
         Command::Forget(request) => (Operation::Forget, serde_json::to_vec(request)?),

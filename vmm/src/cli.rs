@@ -10,6 +10,7 @@ use crate::disk::{DiskPlace, DiskWish};
 use crate::kernel::ProtocolChoice;
 use crate::kernel_id;
 use crate::network::{NetPlace, NetWish};
+use crate::panic_dump::OnPanic;
 use crate::vsock::{self, VsockWish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -46,6 +47,8 @@ pub enum Command {
     Restore(Restore),
     /// Save a running VM to a file
     Snapshot(SnapshotArgs),
+    /// Write a running VM's memory and registers to a file for crash, drgn or gdb
+    Dump(DumpArgs),
     /// Say what a running VM is doing
     Status(Remote),
     /// Hold a running VM still
@@ -127,9 +130,9 @@ pub struct Run {
     /// Start Linux even where this host's KVM cannot run it
     #[arg(long)]
     pub force: bool,
-    /// Where to listen for control
+    /// Who looks after it
     #[command(flatten)]
-    pub api: ApiSocket,
+    pub care: Care,
 }
 
 /// `vmm restore`.
@@ -164,17 +167,20 @@ pub struct Restore {
     /// Say on standard error how long it took to the guest's first instruction, and to the last fault of its working set
     #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub timing: Option<TimingChoice>,
-    /// Where to listen for control
+    /// Who looks after it
     #[command(flatten)]
-    pub api: ApiSocket,
+    pub care: Care,
 }
 
-/// The socket that a VM listens on.
+/// How a VM that this process runs is looked after.
 #[derive(Debug, Args)]
-pub struct ApiSocket {
+pub struct Care {
     /// Listen for control on this Unix socket
     #[arg(long = "api", value_name = "SOCKET", id = "socket")]
     pub socket: Option<PathBuf>,
+    /// When the guest's kernel panics, write a dump. One that is there already stays: the next is FILE.1
+    #[arg(long, value_name = "dump=FILE", value_parser = OnPanic::parse)]
+    pub on_panic: Option<OnPanic>,
 }
 
 /// `vmm exec`.
@@ -233,6 +239,16 @@ pub struct SnapshotArgs {
     /// Let the VM run on while its RAM, as it is now, is written
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,
+}
+
+/// `vmm dump`.
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// The dump to write; one of that name is replaced once the new one is whole
+    pub file: PathBuf,
 }
 
 /// `vmm switch`.

@@ -4,8 +4,8 @@
 //! told in one line that names the socket.
 
 use crate::api::{
-    self, Command, ErrorBody, KernelList, Reply, SnapshotRequest, SnapshotSummary, Status, SwitchSummary,
-    Then,
+    self, Command, DumpRequest, ErrorBody, KernelList, Reply, SnapshotRequest, SnapshotSummary, Status,
+    SwitchSummary, Then,
 };
 use crate::disk::DiskCare;
 use crate::http::{Connection, HttpError, Response};
@@ -30,8 +30,8 @@ pub enum ClientError {
     /// The file is there, but nobody listens.
     #[error("nobody answers at API socket {}: the VM has ended", .0.display())]
     NobodyThere(PathBuf),
-    /// The snapshot's path can't be sent.
-    #[error("snapshot path cannot be sent: {path}: {reason}", path = path.display())]
+    /// The path of a snapshot or a dump can't be sent.
+    #[error("path cannot be sent: {path}: {reason}", path = path.display())]
     Path {
         /// The path.
         path: PathBuf,
@@ -75,10 +75,22 @@ pub enum ClientError {
 /// # Errors
 /// The path is empty, or there is no current directory.
 pub fn snapshot(path: &Path, then: Option<Then>, care: DiskCare) -> Result<Command, ClientError> {
-    let failed = |e: io::Error| ClientError::Path { path: path.into(), reason: e.to_string() };
-    let path = std::path::absolute(path).map_err(failed)?;
+    let path = absolute(path)?;
     let DiskCare { keep: with_disks, digest: digest_disks, at_once: live } = care;
     Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, live }))
+}
+
+/// A dump command, as [`snapshot()`].
+///
+/// # Errors
+/// As [`snapshot()`].
+pub fn dump(path: &Path) -> Result<Command, ClientError> {
+    absolute(path).map(|path| Command::Dump(DumpRequest { path }))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, ClientError> {
+    let failed = |e: io::Error| ClientError::Path { path: path.into(), reason: e.to_string() };
+    std::path::absolute(path).map_err(failed)
 }
 
 /// Asks the VM behind `socket`, and prints its answer to `out`: lines for a person, or one line of JSON.
@@ -97,7 +109,7 @@ pub fn run(socket: &Path, command: &Command, json: bool, out: &mut dyn Write) ->
 /// There was no answer, or the VM refused.
 pub fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
     let (method, path, body) = api::request(command).map_err(|e| cannot_send(command, &e))?;
-    let writes = matches!(command, Command::Snapshot(_) | Command::Switch(_));
+    let writes = matches!(command, Command::Snapshot(_) | Command::Dump(_) | Command::Switch(_));
     let patience = if writes { SNAPSHOT_PATIENCE } else { PATIENCE };
     let failed = |source| ClientError::Connection { path: socket.into(), source };
     let mut connection = Connection::new(connect(socket)?, MESSAGE_TIME).map_err(failed)?;
@@ -113,6 +125,7 @@ pub fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
 fn cannot_send(command: &Command, error: &serde_json::Error) -> ClientError {
     let path = match command {
         Command::Snapshot(request) => request.path.clone(),
+        Command::Dump(request) => request.path.clone(),
         _ => PathBuf::new(),
     };
     ClientError::Path { path, reason: error.to_string() }
@@ -159,7 +172,7 @@ fn done_word(command: &Command) -> &'static str {
         Command::Forget(_) => "forgotten",
         Command::Pause => "paused",
         Command::Resume => "resumed",
-        Command::Snapshot(_) => "written",
+        Command::Snapshot(_) | Command::Dump(_) => "written",
         Command::Stop(_) => "stopped",
         Command::Balloon(_) => "asked",
     }
@@ -179,6 +192,9 @@ fn as_json(reply: &Reply, command: &Command) -> String {
 
 fn as_text(reply: &Reply, command: &Command) -> String {
     match reply {
+        Reply::Snapshot(summary) if matches!(command, Command::Dump(_)) && !summary.vmcoreinfo => {
+            format!("{summary}; crash and drgn need VMCOREINFO, and the guest has none")
+        }
         Reply::Status(status) => status.to_string(),
         Reply::Snapshot(summary) => summary.to_string(),
         Reply::Switched(summary) => summary.to_string(),

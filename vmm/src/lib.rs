@@ -54,6 +54,7 @@ pub mod start;
 pub mod switch;
 // The user's side.
 pub mod complaint;
+pub mod panic_dump;
 pub mod outcome;
 pub mod signals;
 pub mod terminal;

@@ -16,8 +16,8 @@ use vmm::api::{
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
-    AgentVerb, ApiSocket, Cli, Command, ConsoleChoice, ExecArgs, File, Remote, Restore, Run, SnapshotArgs,
-    SuspendArgs, SwitchArgs, TimeChoice, TimingChoice,
+    AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, Remote, Restore, Run,
+    SnapshotArgs, SuspendArgs, SwitchArgs, TimeChoice, TimingChoice,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Restore(args) => restore(&args),
         Command::Snapshot(args) => snapshot(&args),
+        Command::Dump(args) => dump(&args),
         Command::Status(vm) => ask(&vm, &Verb::Status),
         Command::Pause(vm) => ask(&vm, &Verb::Pause),
         Command::Resume(vm) => ask(&vm, &Verb::Resume),
@@ -100,7 +101,7 @@ fn run(args: Run) -> Result<ExitCode> {
         protocol: args.entry.into(),
         reserved: Vec::new(),
     };
-    operate(kvm, &args.api, &args.kernel, false, |kvm, ends| {
+    operate(kvm, &args.care, &args.kernel, false, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
         let machine = start::boot(kvm, shape, devices, &source, ends)?;
         if !args.force && machine.shape().kernel.version.is_some() {
@@ -144,7 +145,7 @@ fn restore(args: &Restore) -> Result<ExitCode> {
     if let Some(report) = report {
         complaint::say(&complaint::printable(&report.line));
     }
-    operate(kvm, &args.api, &args.file, args.paused, |kvm, ends| {
+    operate(kvm, &args.care, &args.file, args.paused, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
         let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
         if let Some((begun, choice)) = begun.zip(args.timing) {
@@ -187,13 +188,16 @@ fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam, Option<Report>
 /// The whole life of a machine in this process: make it, let it run, wait for its end.
 fn operate(
     kvm: Kvm,
-    api: &ApiSocket,
+    care: &Care,
     source: &Path,
     paused: bool,
     make: impl FnOnce(&Kvm, HostEnds) -> Result<Machine>,
 ) -> Result<ExitCode> {
     let signals = EndSignals::hold().context("cannot hold back signals")?;
-    let (server, calls) = serve(api)?;
+    if let Some(wish) = &care.on_panic {
+        wish.check()?;
+    }
+    let (server, calls) = serve(care)?;
     let drained = Arc::new(event()?);
     let again = drained.clone();
     let ends: Ends = Box::new(move || host_ends(again.clone()));
@@ -203,14 +207,15 @@ fn operate(
         machine.resume();
     }
     let kernels = Kernels::new(kvm, machine, source.to_owned(), ends);
-    let outcome = Monitor::new(kernels, Inputs { terminal, signals, calls, drained }).run();
+    let inputs = Inputs { terminal, signals, calls, drained, on_panic: care.on_panic.clone() };
+    let outcome = Monitor::new(kernels, inputs).run();
     drop(server);
     Ok(report(&outcome.context("cannot wait for the VM")?))
 }
 
 /// The socket is there before the machine is: a path that can't be used is refused before anything else is done.
-fn serve(api: &ApiSocket) -> Result<(Option<ApiServer>, Option<Calls>)> {
-    let Some(path) = &api.socket else { return Ok((None, None)) };
+fn serve(care: &Care) -> Result<(Option<ApiServer>, Option<Calls>)> {
+    let Some(path) = &care.socket else { return Ok((None, None)) };
     let (sender, receiver) = channel();
     let event = event()?;
     let wake = event.try_clone().context("cannot share an event")?;
@@ -258,6 +263,10 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
     ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
+}
+
+fn dump(args: &DumpArgs) -> Result<ExitCode> {
+    ask(&args.remote, &client::dump(&args.file)?)
 }
 
 /// Absolute, since the VM's process may have another working directory.

@@ -6,9 +6,9 @@
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
 use crate::api::{
-    ApiCall, ApiError, BalloonRequest, BalloonStatus, BootRequest, Command, ImageRequest, KernelList,
-    KernelStatus, NetworkStatus, Reply, RunState, SleptTime, SnapshotRequest, SnapshotSummary, Status,
-    SwitchRequest, SwitchSummary, Then,
+    ApiCall, ApiError, BalloonRequest, BalloonStatus, BootRequest, Command, DumpRequest, ImageRequest,
+    KernelList, KernelStatus, NetworkStatus, Reply, RunState, SleptTime, SnapshotRequest, SnapshotSummary,
+    Status, SwitchRequest, SwitchSummary, Then,
 };
 use crate::boot::BootSource;
 use crate::clock::TimePolicy;
@@ -16,7 +16,9 @@ use crate::complaint;
 use crate::disk::DiskCare;
 use crate::kernel::ProtocolChoice;
 use crate::live::LiveSnapshot;
+use crate::machine::PausedMachine;
 use crate::outcome::Outcome;
+use crate::panic_dump::OnPanic;
 use crate::run_loop::Stop;
 use crate::save::SaveError;
 use crate::signals::EndSignals;
@@ -29,7 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snapshot::Summary;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -53,6 +55,8 @@ pub struct Inputs {
     pub calls: Option<Calls>,
     /// Written when the guest has read all its console input.
     pub drained: Arc<EventFd>,
+    /// What is to be done when a guest's kernel panics.
+    pub on_panic: Option<OnPanic>,
 }
 
 /// The main thread's loop.
@@ -130,6 +134,10 @@ impl Monitor {
             let restart = stop == Stop::Guest(Request::Restart);
             let outcome = Outcome::of(stop, machine.board().panic_seen());
             let outcome = outcome.at(|| machine.pause().places()).unless(machine.lost_ram());
+            if let (Outcome::Panicked, Some(wish)) = (&outcome, &self.inputs.on_panic) {
+                let line = wish.dump(machine);
+                self.say(&line);
+            }
             match outcome {
                 Outcome::GaveUp if restart => self.restart(),
                 Outcome::PoweredOff if self.kernels.is_image_kernel() => self.end_with_image(),
@@ -236,6 +244,7 @@ impl Monitor {
             Command::Kernels => return Ok(Reply::Kernels(self.kernel_list())),
             Command::Forget(request) => self.kernels.forget(&request.name).map_err(|e| conflict(&e))?,
             Command::Snapshot(request) => return self.snapshot(request).map(Reply::Snapshot),
+            Command::Dump(request) => return self.dump(request).map(Reply::Snapshot),
         }
         Ok(Reply::Done)
     }
@@ -336,9 +345,24 @@ impl Monitor {
     }
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
+        self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
+        let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: false };
+        self.write(request.path, request.then, |paused, path| paused.save(path, care, &mut |_, _| {}))
+    }
+
+    /// The guest does afterwards what it did before.
+    fn dump(&mut self, request: DumpRequest) -> Result<SnapshotSummary, ApiError> {
+        self.write(request.path, None, |paused, path| paused.dump(path))
+    }
+
+    fn write(
+        &mut self,
+        path: PathBuf,
+        then: Option<Then>,
+        write: impl FnOnce(&PausedMachine<'_>, &Path) -> Result<Summary, SaveError>,
+    ) -> Result<SnapshotSummary, ApiError> {
         self.expect_no_live()?;
         let started = Instant::now();
-        self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let machine = self.kernels.machine();
         // The first look for it goes through all RAM, which need not be done in the pause.
         let _ = machine.vmcoreinfo();
@@ -346,20 +370,18 @@ impl Monitor {
         if paused.has_ended() {
             return Err(ApiError::ending());
         }
-        let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: false };
-        let saved = paused.save(&request.path, care, &mut |_, _| {});
-        let saved = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)))?;
-        match request.then {
+        let saved = write(&paused, &path).map_err(|error| failed(&error))?;
+        match then {
             None => drop(paused),
             Some(Then::Pause | Then::Stop) => paused.keep(),
             Some(Then::Resume) => paused.resume(),
         }
         let total = started.elapsed();
         let stands_still = self.kernels.awake().is_paused();
-        if request.then == Some(Then::Stop) {
+        if then == Some(Then::Stop) {
             self.end_kernel(Outcome::Stopped);
         }
-        Ok(summary(request.path, &saved, (!stands_still).then_some(total), total))
+        Ok(summary(path, &saved, (!stands_still).then_some(total), total))
     }
 
     fn status(&self) -> Status {
@@ -426,6 +448,7 @@ fn summary(path: PathBuf, saved: &Summary, pause: Option<Duration>, total: Durat
         path,
         memory_bytes: saved.ram_bytes,
         stored_bytes: saved.data_bytes,
+        vmcoreinfo: saved.vmcoreinfo,
         pause_ms: pause.map(milliseconds),
         total_ms: milliseconds(total),
     }

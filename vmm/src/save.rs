@@ -95,6 +95,19 @@ impl PausedMachine<'_> {
         taken.write(self.ram(), progress)
     }
 
+    /// The same for somebody who wants to look at the machine, and to whom its disks are nothing: they are not synced, so that one
+    /// that hangs holds nobody up, and one that can't be recorded is left out.
+    ///
+    /// # Errors
+    /// See [`SaveError`]; the machine is as before.
+    pub fn dump(&self, path: &Path) -> Result<Summary, SaveError> {
+        let disks = &self.machine().disks;
+        let record = |generation: &_| {
+            Ok(disk::record(disks, DiskCare::default(), path, generation).unwrap_or_default())
+        };
+        Taken::with_disks(self, path, false, record)?.write(self.ram(), &mut |_, _| {})
+    }
+
     /// Takes what [`PausedMachine::save`] writes, for [`Frozen::write`], so that the machine can run on meanwhile.
     ///
     /// # Errors
@@ -116,13 +129,25 @@ struct Taken {
 
 impl Taken {
     fn of(paused: &PausedMachine, path: &Path, care: DiskCare) -> Result<Self, SaveError> {
+        let disks = &paused.machine().disks;
+        Self::with_disks(paused, path, care.at_once, |generation| {
+            disk::sync(disks)?;
+            disk::record(disks, care, path, generation)
+        })
+    }
+
+    /// The disks are recorded after the capture has let them finish what was under way.
+    fn with_disks(
+        paused: &PausedMachine,
+        path: &Path,
+        at_once: bool,
+        record: impl FnOnce(&GenerationId) -> Result<(Vec<DiskRecord>, Unclaimed), DisksError>,
+    ) -> Result<Self, SaveError> {
         let state = paused.capture()?;
         let generation = GenerationId::random().map_err(SaveError::Random)?;
-        let disks = &paused.machine().disks;
-        disk::sync(disks)?;
-        let (records, kept) = disk::record(disks, care, path, &generation)?;
+        let (records, kept) = record(&generation)?;
         let machine = paused.machine();
-        let vmcoreinfo = if care.at_once { machine.vmcoreinfo_at_once() } else { machine.vmcoreinfo() };
+        let vmcoreinfo = if at_once { machine.vmcoreinfo_at_once() } else { machine.vmcoreinfo() };
         let vmcoreinfo = vmcoreinfo.map_err(SaveError::ReadRam)?;
         let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
         Ok(Self { notes, records, kept, memory: state.shape.memory, path: path.to_owned() })

@@ -156,7 +156,7 @@ impl Layout {
         let what = Part::LoadSegment(index);
         let mapped = header.paddr.wrapping_add(DIRECT_MAP);
         let (align, vaddr) = match self.origin {
-            Origin::Writer => (Expected::One(PAGE_SIZE), Expected::One(header.paddr)),
+            Origin::Writer => (Expected::One(0), Expected::One(header.paddr)),
             Origin::Vmcore => (Expected::Either(0, PAGE_SIZE), Expected::Either(header.paddr, mapped)),
         };
         expect(what, "p_flags", header.flags.into(), Expected::One(RWX.into()))?;
@@ -186,7 +186,8 @@ fn note_header(notes: &Range<u64>) -> ProgramHeader {
     }
 }
 
-/// `p_vaddr` is the physical address, so that gdb reads memory of a guest that maps its own one to one.
+/// `p_vaddr` is the physical address, so that gdb reads memory of a guest that maps its own one to one. `p_align` is 0, no
+/// alignment: by another, crash takes a core for one of netdump's, and looks neither at its registers nor where its kernel lies.
 fn load_header(mapped: &MappedRange) -> ProgramHeader {
     let MappedRange { range: RamRange { gpa, len }, offset } = *mapped;
     ProgramHeader {
@@ -197,7 +198,7 @@ fn load_header(mapped: &MappedRange) -> ProgramHeader {
         paddr: gpa,
         filesz: len,
         memsz: len,
-        align: PAGE_SIZE,
+        align: 0,
     }
 }
 

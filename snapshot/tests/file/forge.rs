@@ -45,7 +45,7 @@ impl Forge {
         let mut out = elf_header(1 + self.loads.len());
         out.extend(program_header(4, 0, [start as u64, 0, 0, notes.len() as u64, notes.len() as u64, 4]));
         for RamRange { gpa, len } in &self.loads {
-            out.extend(program_header(1, 7, [offset as u64, *gpa, *gpa, *len, *len, 4096]));
+            out.extend(program_header(1, 7, [offset as u64, *gpa, *gpa, *len, *len, 0]));
             offset = offset.wrapping_add(*len as usize);
         }
         out.extend(notes);

@@ -65,6 +65,12 @@ fn all() -> Vec<(String, Story)> {
         add("reboot", Box::new(move |_| stories::ends_with(&linux("reboot -f").image("vmlinuz"), 4)));
         add("panic", Box::new(move |_| stories::ends_with(&linux(PANIC).image("vmlinuz"), 3)));
         add("panic-without-driver", Box::new(move |_| stories::ends_with(&without_init(version), 3)));
+        let panicking = move || linux(PANIC).image("vmlinuz").cpus(2);
+        add("panic-dump", Box::new(move |dir| stories::panic_is_in_the_dump(&panicking(), dir)));
+        let unable = move || without_init(version);
+        add("panic-dump-without-driver", Box::new(move |dir| stories::panic_is_in_the_dump(&unable(), dir)));
+        let moved = move || linux("").image("vmlinuz").cpus(2);
+        add("dump", Box::new(move |dir| stories::makedumpfile_reads_it(&moved(), dir)));
         add("exit-port", Box::new(move |_| stories::ends_with(&linux("vmm-exit 42").entry("linux"), 42)));
         add("typing", Box::new(move |_| stories::types_and_is_answered(&linux(""))));
         add("agent", Box::new(move |dir| stories::agent(&linux(""), dir)));

@@ -9,19 +9,31 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Programs for networks, file systems and databases. busybox has no tap devices, no ext4, and no network namespaces by name.
-pub(super) const NAMES: [&str; 10] =
-    ["ip", "ss", "mke2fs", "e2fsck", "debugfs", "dumpe2fs", "resize2fs", "tcpdump", "sqlite3", "iperf3"];
+/// Programs for networks, file systems, databases and dumps. busybox has no tap devices, no ext4, and no network namespaces by name.
+pub(super) const NAMES: [&str; 11] = [
+    "ip",
+    "ss",
+    "mke2fs",
+    "e2fsck",
+    "debugfs",
+    "dumpe2fs",
+    "resize2fs",
+    "tcpdump",
+    "sqlite3",
+    "iperf3",
+    "makedumpfile",
+];
 /// Names by which some are called too; they see them as options.
 const LINKS: [(&str, &str); 2] = [("mkfs.ext4", "mke2fs"), ("fsck.ext4", "e2fsck")];
 /// What libc opens by name when a thread is cancelled, so that no listing has it: iperf3 needs it.
 pub(super) const LIBRARY: &str = "libgcc_s.so.1";
-const PACKAGES: [&str; 5] = ["iproute2", "e2fsprogs", "tcpdump", "sqlite3", "iperf3"];
+const PACKAGES: [&str; 6] = ["iproute2", "e2fsprogs", "tcpdump", "sqlite3", "iperf3", "makedumpfile"];
 const SUITE: &str = "trixie";
 
 /// Makes the directory and returns how many bytes it has.
 pub(super) fn install(dir: &Path) -> Result<u64> {
-    let packages = Packages::ensure("lab-tools", SUITE, &PACKAGES)?;
+    // Named after them, so that an older selection in the cache isn't taken for this one.
+    let packages = Packages::ensure(&format!("lab-tools-{}", PACKAGES.join("-")), SUITE, &PACKAGES)?;
     for sub in ["bin", "lib", "lib64"] {
         fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot create {}", dir.display()))?;
     }

@@ -64,6 +64,7 @@ fn summary() -> SnapshotSummary {
         path: "/tmp/a.snap".into(),
         memory_bytes: 1 << 28,
         stored_bytes: 1 << 20,
+        vmcoreinfo: true,
         pause_ms: None,
         total_ms: 12.5,
     }
@@ -144,6 +145,7 @@ fn the_document_has_the_types_fields_and_no_others() {
     assert_eq!(properties("Status"), fields(&status()));
     assert_eq!(properties("SnapshotSummary"), fields(&summary()));
     assert_eq!(properties("SnapshotRequest"), fields(&request));
+    assert_eq!(properties("DumpRequest"), fields(&DumpRequest { path: "/a".into() }));
     assert_eq!(properties("Balloon"), fields(&balloon()));
     assert_eq!(properties("BalloonRequest"), fields(&BalloonRequest { target_bytes: 0 }));
     let switch = SwitchRequest { boot: Some(boot()), ..switch_back() };
@@ -171,10 +173,11 @@ fn a_command_survives_the_way_through_http() {
         .map(|then| snapshot("/tmp/a b.snap", then));
     let balloon = Command::Balloon(BalloonRequest { target_bytes: 1 << 20 });
     let others = [Command::Status, Command::Pause, Command::Resume, Command::Kernels, balloon];
+    let dump = Command::Dump(DumpRequest { path: "/tmp/dump".into() });
     let stops = [false, true].map(|all| Command::Stop(StopRequest { all }));
     let forget = Command::Forget(ForgetRequest { name: "old".into() });
     let switches = [switch_back(), switch_to(boot())].map(Command::Switch);
-    for wanted in snapshots.into_iter().chain(others).chain(stops).chain([forget]).chain(switches) {
+    for wanted in snapshots.into_iter().chain(others).chain(stops).chain([forget, dump]).chain(switches) {
         let (method, path, body) = request(&wanted).unwrap();
         assert_eq!(command(method, path, &body), Ok(wanted));
     }
@@ -224,6 +227,7 @@ fn what_fits_no_route_is_refused_with_the_right_status() {
     assert_eq!(refused("PUT", "/api/v1/vm.stop", r#"{"every":1}"#), 400);
     for body in ["", "x", "{}", "[]", r#"{"path":""}"#, r#"{"path":"a"}"#, r#"{"path":1}"#] {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
+        assert_eq!(refused("PUT", "/api/v1/vm.dump", body), 400, "{body}");
     }
     let live =
         [r#"{"path":"/a","live":true,"then":"stop"}"#, r#"{"path":"/a","live":true,"digest_disks":true}"#];

@@ -64,7 +64,11 @@ fn act(state: &mut RunState, command: Command) -> Result<Reply, ApiError> {
         Command::Pause => *state = RunState::Paused,
         Command::Resume => *state = RunState::Running,
         Command::Kernels => return Ok(Reply::Kernels(KernelList { kernels: Vec::new() })),
-        Command::Stop(_) | Command::Balloon(_) | Command::Switch(_) | Command::Forget(_) => {}
+        Command::Stop(_)
+        | Command::Balloon(_)
+        | Command::Switch(_)
+        | Command::Forget(_)
+        | Command::Dump(_) => {}
         Command::Snapshot(request) if request.path.ends_with("full") => {
             return Err(ApiError::failed("no space left"));
         }
@@ -76,6 +80,7 @@ fn act(state: &mut RunState, command: Command) -> Result<Reply, ApiError> {
                 path,
                 memory_bytes,
                 stored_bytes,
+                vmcoreinfo: false,
                 pause_ms,
                 total_ms,
             }));
