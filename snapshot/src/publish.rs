@@ -1,20 +1,23 @@
 //! Whole files: a file appears under its name complete and durable, or what was there stays.
 //!
-//! In: a path and bytes. Out: the file under that name. Holds: until [`NewFile::publish`] renames it, the file has a
-//! name of its own that starts with [`TEMPORARY`], and dropping it on any error path removes it. Only a killed process
-//! leaves one behind, which that name shows for what it is.
+//! In: a path and bytes. Out: the file under that name. Holds: until [`NewFile::publish`] the file has no name, so that it ends
+//! with the process, however that ends. Where a file system has no nameless files (NFS, FAT), it has one that starts with
+//! [`TEMPORARY`]; dropping it on any error path removes it, and only a killed process leaves one behind.
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::fd::AsRawFd,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
 /// How the names of unfinished files start.
 pub const TEMPORARY: &str = ".vmmsnap-tmp-";
 /// Owner only: a guest's memory has its secrets in it.
-const MODE: u32 = 0o600;
+const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// A file could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,14 @@ pub enum PublishError {
         /// The path.
         path: PathBuf,
     },
+    /// The file is there under its name, but a power cut may bring back what was there before.
+    #[error("{} is written, but its directory cannot be synced", path.display())]
+    Unsynced {
+        /// The path.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The host refused a step.
     #[error("cannot {step} {}", path.display())]
     Io {
@@ -50,7 +61,9 @@ pub enum PublishError {
 pub struct NewFile {
     file: File,
     directory: File,
+    /// The name it has while it is not whole, or shortly before it is.
     temporary: PathBuf,
+    named: bool,
     target: PathBuf,
 }
 
@@ -67,10 +80,8 @@ impl NewFile {
             target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = File::open(parent).map_err(failed("open the directory of"))?;
         let temporary = parent.join(temporary_name().map_err(failed("find a temporary name for"))?);
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(MODE).open(&temporary);
-        let file = file.map_err(failed("create a file beside"))?;
-        Ok(Self { file, directory, temporary, target })
+        let (file, named) = open(parent, &temporary).map_err(failed("create a file beside"))?;
+        Ok(Self { file, directory, temporary, named, target })
     }
 
     /// The file, to be written to.
@@ -86,21 +97,45 @@ impl NewFile {
     /// Syncs the file, gives it its name, and syncs the directory, so that the name outlives a power cut.
     ///
     /// # Errors
-    /// The step that the host refused. Up to the rename, what was there before is still there; if only the
-    /// directory's sync fails, the new file is in its place.
+    /// The step that the host refused. What was there before is still there, unless it is [`PublishError::Unsynced`].
     pub fn publish(self) -> Result<(), PublishError> {
         let failed = |step| failed(step, &self.target);
         self.file.sync_all().map_err(failed("sync"))?;
+        // A link can't replace a file, a rename can.
+        if !self.named {
+            link(&self.file, &self.temporary).map_err(failed("name the finished file beside"))?;
+        }
         fs::rename(&self.temporary, &self.target).map_err(failed("rename the finished file to"))?;
-        self.directory.sync_all().map_err(failed("sync the directory of"))
+        let unsynced = |source| PublishError::Unsynced { path: self.target.clone(), source };
+        self.directory.sync_all().map_err(unsynced)
     }
 }
 
 impl Drop for NewFile {
-    /// After a rename the name is gone, and there is nothing to remove.
+    /// Without a name, and after a rename, there is nothing to remove.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.temporary);
     }
+}
+
+/// A new file, and whether it has this temporary name.
+fn open(parent: &Path, temporary: &Path) -> io::Result<(File, bool)> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::io::retry_on_intr(|| rustix::fs::open(parent, flags | OFlags::TMPFILE, MODE)) {
+        Ok(file) => Ok((file.into(), false)),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let flags = flags | OFlags::CREATE | OFlags::EXCL;
+            let file = rustix::io::retry_on_intr(|| rustix::fs::open(temporary, flags, MODE))?;
+            Ok((file.into(), true))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives a nameless file a name, as open(2) shows it.
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, nameless, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 fn failed<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> PublishError + 'a {

@@ -93,7 +93,7 @@ impl Summary {
     }
 }
 
-/// A snapshot was not written. What was there under its name still is.
+/// A snapshot was not written. What was there under its name still is, with one exception: [`WriteError::is_in_place`].
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// What was to be written contradicts itself.
@@ -129,11 +129,19 @@ pub enum WriteError {
     Publish(#[from] PublishError),
 }
 
+impl WriteError {
+    /// Whether the snapshot is there all the same: whole, but a power cut may undo it.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self, Self::Publish(PublishError::Unsynced { .. }))
+    }
+}
+
 /// Writes a snapshot to `path`, replacing the regular file that may be there. `progress` hears, after each chunk, how
 /// many bytes of RAM are done and how many there are.
 ///
 /// # Errors
-/// See [`WriteError`]. Nothing of the new snapshot stays behind, and an old one of that name is untouched.
+/// See [`WriteError`]. Nothing of the new snapshot stays behind, and an old one of that name is untouched, unless
+/// [`WriteError::is_in_place`].
 pub fn write(
     path: &Path,
     contents: &Contents,

@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod bridge;
+pub mod crash;
 pub mod demo;
 pub mod device_bench;
 pub mod forge;

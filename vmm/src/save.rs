@@ -157,8 +157,11 @@ impl Taken {
         let ram = SavedRam::new(ram, self.memory);
         let contents = self.notes.contents(&ram);
         let replaced = records_at(&self.path).unwrap_or_default();
-        let summary = snapshot::write(&self.path, &contents, progress)?;
-        self.kept.claim();
+        let written = snapshot::write(&self.path, &contents, progress);
+        if written.as_ref().map_or_else(WriteError::is_in_place, |_| true) {
+            self.kept.claim();
+        }
+        let summary = written?;
         disk::remove_kept(&replaced, &self.records, &self.path);
         Ok(summary)
     }

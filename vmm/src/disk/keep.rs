@@ -107,8 +107,9 @@ pub(crate) fn keep(
     // Nobody writes it again.
     new.file().set_permissions(Permissions::from_mode(0o400)).map_err(failed)?;
     let kept = KeptDisk { file: name, modified_ns: modified_ns(&new.file().metadata().map_err(failed)?) };
-    new.publish()?;
+    // Even an attempt that fails may leave it under its name.
     unclaimed.0.push(path);
+    new.publish()?;
     Ok((kept, digest))
 }
 

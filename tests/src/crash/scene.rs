@@ -1,0 +1,190 @@
+//! A machine with a disk, a snapshot of it, and another that is about to take its place.
+//!
+//! In: which call of the second snapshot is to go wrong. Out: which of the two is there afterwards, and whether it is whole. Holds:
+//! every byte is looked at: headers, notes, RAM, the disks kept beside it.
+
+use super::{Disk, Done, Luck, Plan, Tracer};
+use crate::guests::Guest;
+use crate::vm::TestVm;
+use anyhow::{Context, Result, bail, ensure};
+use snapshot::{GenerationId, publish};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::{TempDir, tempdir};
+use vmm::disk::{Digest, DiskFile};
+use vmm::load;
+
+/// What is there under the snapshot's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The snapshot that was there before.
+    Old,
+    /// The other one.
+    New,
+}
+
+/// A running machine, and the directory with its snapshot and nothing else.
+pub struct Scene {
+    vm: TestVm,
+    snapshots: TempDir,
+    arguments: &'static [&'static str],
+    old: GenerationId,
+    pulse: &'static str,
+    _files: TempDir,
+}
+
+/// A call of `vmm snapshot` that was watched.
+pub struct Attempt {
+    /// What it did.
+    pub done: Vec<Done>,
+    /// What it printed, or its error.
+    pub answer: Result<serde_json::Value>,
+}
+
+impl Scene {
+    /// A machine of some RAM with something in it, and a disk; its first snapshot is taken with these arguments, as all others
+    /// will be.
+    ///
+    /// # Errors
+    /// No such machine, or no snapshot.
+    pub fn new(arguments: &'static [&'static str]) -> Result<Self> {
+        let (files, snapshots) = (tempdir()?, tempdir()?);
+        let disk = files.path().join("disk");
+        fs::write(&disk, [[7; 8192], [0; 8192], [9; 8192]].concat())?;
+        let guest = Guest::bare("counter", files.path())?.memory("4M");
+        let guest = guest.argument("--disk", &format!("path={},id=data", disk.display()));
+        let mut vm = TestVm::start(&guest.run_args())?;
+        vm.wait_for(guest.pulse)?;
+        snapshot(&vm, &snapshots.path().join("saved"), arguments)?;
+        let old = generation(&snapshots.path().join("saved"))?;
+        Ok(Self { vm, snapshots, arguments, old, pulse: guest.pulse, _files: files })
+    }
+
+    /// The snapshot.
+    pub fn path(&self) -> PathBuf {
+        self.snapshots.path().join("saved")
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        self.snapshots.path()
+    }
+
+    /// Takes another snapshot of that name.
+    ///
+    /// # Errors
+    /// Only of the watch itself.
+    pub fn again(&self, plan: Plan) -> Result<Attempt> {
+        let tracer = Tracer::attach(self.vm.pid(), self.dir(), plan)?;
+        let answer = snapshot(&self.vm, &self.path(), self.arguments);
+        Ok(Attempt { done: tracer.finish()?, answer })
+    }
+
+    /// Which of the two is there, having looked at all of it. The new one is the old one from now on.
+    ///
+    /// # Errors
+    /// It is none of them, or not whole.
+    pub fn found(&mut self) -> Result<Found> {
+        let found = self.found_in(self.dir())?;
+        self.old = generation(&self.path())?;
+        Ok(found)
+    }
+
+    /// The same of a copy of the directory.
+    ///
+    /// # Errors
+    /// It is none of them, or not whole.
+    pub fn found_in(&self, dir: &Path) -> Result<Found> {
+        let path = dir.join("saved");
+        whole(&path)?;
+        Ok(if generation(&path)? == self.old { Found::Old } else { Found::New })
+    }
+
+    /// The machine goes on.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn lives(&mut self) -> Result<()> {
+        self.vm.wait_for(self.pulse)?;
+        ensure!(self.vm.ask("status", &[])?["state"] == "running", "it does not run");
+        Ok(())
+    }
+
+    /// Nothing is in the directory but the snapshot and what belongs to it.
+    ///
+    /// # Errors
+    /// Names what else there is.
+    pub fn is_tidy(&self) -> Result<()> {
+        let mine = kept(&self.path())?.into_iter().chain([self.path()]).collect::<Vec<_>>();
+        let other = fs::read_dir(self.dir())?.flatten().find(|entry| !mine.contains(&entry.path()));
+        ensure!(other.is_none(), "{other:?} is left behind");
+        Ok(())
+    }
+
+    /// The machine was killed; it may have left files, which their names show for what they are.
+    ///
+    /// # Errors
+    /// It was not, or left something else.
+    pub fn was_killed(&mut self) -> Result<()> {
+        // The tracer, of this process too, may have heard of its end first, and then there is nothing to wait for.
+        ensure!(self.vm.wait().is_err() && self.vm.signal(0).is_err(), "it was not killed");
+        for entry in fs::read_dir(self.dir())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let known = name.starts_with("saved") || name.starts_with(publish::TEMPORARY);
+            ensure!(known, "{name} is left behind");
+        }
+        Ok(())
+    }
+
+    /// The files as they are now.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn disk(&self) -> Result<Disk> {
+        Disk::of(self.dir())
+    }
+
+    /// What is there after the power was cut at that call.
+    ///
+    /// # Errors
+    /// Neither of the two, or not whole.
+    pub fn after_a_power_cut(&self, before: &Disk, done: &[Done], cut: usize, luck: Luck) -> Result<Found> {
+        let dir = tempdir()?;
+        before.after_a_power_cut(done, cut, luck, dir.path())?;
+        let last = done[..cut].last().map_or("the start", |done| done.name);
+        self.found_in(dir.path()).with_context(|| format!("call {cut}, after {last}, luck {luck:?}"))
+    }
+}
+
+/// The machine runs on afterwards.
+fn snapshot(vm: &TestVm, path: &Path, arguments: &[&str]) -> Result<serde_json::Value> {
+    vm.ask("snapshot", &[&[path.to_str().context("path")?], arguments].concat())
+}
+
+fn generation(path: &Path) -> Result<GenerationId> {
+    Ok(load::open(path)?.manifest().about.generation)
+}
+
+/// The disks kept beside it.
+fn kept(path: &Path) -> Result<Vec<PathBuf>> {
+    let records = load::disks(&load::open(path)?)?;
+    let files = records.iter().filter_map(|record| record.kept.as_ref());
+    Ok(files.map(|kept| path.with_file_name(&kept.file)).collect())
+}
+
+/// All chunks have their digests, so have the kept disks.
+fn whole(path: &Path) -> Result<()> {
+    let snapshot = load::open(path)?;
+    snapshot.verify_ram(&mut |_, _| {}).with_context(|| format!("{}", path.display()))?;
+    load::state(&snapshot)?;
+    for record in load::disks(&snapshot)? {
+        let Some(kept) = record.kept else { continue };
+        let disk = DiskFile::open(&path.with_file_name(&kept.file), true)?;
+        match record.digest {
+            Some(digest) if Digest::of(&disk)? == digest => {}
+            Some(_) => bail!("the kept disk {} has another digest", kept.file),
+            None => bail!("the kept disk {} has no digest", kept.file),
+        }
+    }
+    Ok(())
+}
