@@ -1,7 +1,7 @@
-//! The demonstration: a stock kernel is booted, kept in a file, and goes on in another process.
+//! The demonstration: stock kernels are booted in turn in one process, kept in files, and go on, there and in other processes.
 //!
-//! In: a guest whose console has ticks and its boot id. Out: what was measured, told line by line as it happens. Holds: it
-//! fails unless the counter goes on with the next number and the boot id is the same.
+//! In: guests whose consoles have ticks and their boot ids. Out: what was measured, told line by line as it happens. Holds: it
+//! fails unless each counter goes on with the next number, each time, and the boot id is the same.
 
 use crate::guests::Guest;
 use crate::vm::TestVm;
@@ -9,29 +9,49 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What a guest runs beside its ticks. It starts no process but `sleep`, so that it costs little.
 pub const SAYS_BOOT_ID: &str =
     "while read -r id </proc/sys/kernel/random/boot_id; do echo boot_id $id; sleep 0.1; done";
-/// The last line of a process whose VM was ended on request. It follows the guest's last byte, not its last line.
-const LAST_WORDS: &str = "vmm: stopped";
 const MIB: u64 = 1 << 20;
+
+/// A kernel that was booted and saved, and stands still at the time.
+struct Saved<'a> {
+    guest: &'a Guest,
+    file: PathBuf,
+    /// What it said that it is, its boot id included.
+    ready: String,
+    /// From the request to `ready`.
+    boot: Duration,
+    /// Bytes of guest RAM.
+    memory: u64,
+    /// Milliseconds from the request to the file on disk.
+    snapshot_ms: f64,
+    console: Console,
+}
+
+/// What a guest has said before it was cut off.
+#[derive(Default)]
+struct Console {
+    whole: Vec<String>,
+    /// The beginning of the line that it was saying, often empty.
+    cut: String,
+}
 
 /// What happened to one kernel.
 #[derive(Clone, Debug)]
 pub struct Kept {
     kernel: String,
-    /// From the start of the process to the guest's `ready`.
     boot: Duration,
-    /// Bytes of guest RAM.
     memory: u64,
     /// Bytes that the file takes on the disk.
     stored: u64,
-    /// Milliseconds from the request to the file on disk.
     snapshot_ms: f64,
-    /// From the start of the process to the guest's next line.
+    /// How long nobody ran when it woke up beside the others.
+    switch_ms: f64,
+    /// From the start of a process to the guest's next line.
     restore: Duration,
     /// The same with the restore stub.
     by_stub: Duration,
@@ -39,70 +59,115 @@ pub struct Kept {
     after: u64,
 }
 
-/// Boots the guest, keeps it in `dir`, ends its process and restores it in another.
+/// Boots the guests one beside the other, keeps each in `dir`, wakes each up again, ends the process, and restores each in another.
 ///
 /// # Errors
-/// A step fails, or the guest that goes on is not the one that was kept.
-pub fn keep(guest: &Guest, dir: &Path) -> Result<Kept> {
-    let file = dir.join("snapshot");
-    say(guest, "booting")?;
+/// A step fails, or a guest that goes on is not the one that was kept.
+pub fn keep(guests: &[Guest], dir: &Path) -> Result<Vec<Kept>> {
     let began = Instant::now();
-    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut vm = TestVm::start(&guests.first().context("no guest")?.run_args())?;
+    let mut saved: Vec<Saved<'_>> = Vec::new();
+    for (index, guest) in guests.iter().enumerate() {
+        say(guest, "booting")?;
+        let began = if index == 0 { began } else { Instant::now() };
+        if let Some(last) = saved.last_mut() {
+            let (console, _) = switch(&mut vm, guest, &guest.switch_args())?;
+            last.console = console;
+        }
+        saved.push(save(&mut vm, guest, began, dir.join(format!("snapshot-{index}")))?);
+    }
+    let mut switches = Vec::new();
+    for index in 0..saved.len() {
+        let guest = saved[index].guest;
+        let (console, ms) = switch(&mut vm, guest, &["--to".to_owned(), guest.word()])?;
+        if index == 0 {
+            saved.last_mut().context("a guest")?.console = console;
+        }
+        let (_, tick) = saved[index].goes_on(&mut vm)?;
+        say(guest, &format!("tick {tick}, awake after {ms:.1} ms; {} kernels on one machine", guests.len()))?;
+        switches.push(ms);
+    }
+    vm.ask("stop", &["--all"])?;
+    let status = vm.wait()?;
+    ensure!(status == 0, "the process of the saved kernels ended with status {status}, expected 0");
+    saved.iter().zip(switches).map(|(saved, ms)| saved.restored(ms)).collect()
+}
+
+/// Has another guest run: what the one that ran has said since it did, and how long nobody ran.
+fn switch(vm: &mut TestVm, to: &Guest, args: &[String]) -> Result<(Console, f64)> {
+    let told = vm.ask("switch", &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    vm.wait_for(&format!("sleeps, `{}` runs", to.word()))?;
+    Ok((Console::of(vm.seen())?, told["pause_ms"].as_f64().context("no pause_ms")?))
+}
+
+/// Waits for the guest to live, and saves it; it stands still then.
+fn save<'a>(vm: &mut TestVm, guest: &'a Guest, began: Instant, file: PathBuf) -> Result<Saved<'a>> {
     let ready = vm.wait_for("ready ")?;
     let boot = began.elapsed();
     say(guest, &format!("{ready}, after {:.1} s", boot.as_secs_f64()))?;
     for text in ["tick ", "boot_id ", "tick "] {
         vm.wait_for(text)?;
     }
-    let summary = vm.snapshot(&file, "stop")?;
-    let status = vm.wait()?;
-    ensure!(status == 0, "the process of the saved VM ended with status {status}, expected 0");
-    let (mut console, cut) = console(vm.seen())?;
-    let before = last_tick(&console).context("the guest did not tick before its snapshot")?;
-    let stored = std::fs::metadata(&file)?.blocks() * 512;
-    say(guest, &format!("tick {before}, saved in {} MiB, process ended", stored.div_ceil(MIB)))?;
-
-    let mut after = 0;
-    let [restore, by_stub] = [&[][..], &["--via-stub"]].map(|arguments| {
-        let (time, went_on) = go_on(&file, arguments, &cut)?;
-        after = ticks(&went_on).next().context("the guest did not tick after its restore")?;
-        let way =
-            if arguments.is_empty() { "in a new process" } else { "in another, by way of the restore stub" };
-        say(guest, &format!("tick {after} {way}, first line after {} ms", time.as_millis()))?;
-        ensure!(after == before + 1, "tick {after} follows tick {before}");
-        console.extend(went_on);
-        Ok(time)
-    });
-    let (restore, by_stub) = (restore?, by_stub?);
-    same_boot_id(&ready, &console)?;
+    let summary = vm.snapshot(&file, "pause")?;
     let number = |name: &str| summary[name].as_f64().with_context(|| format!("the summary has no {name}"));
     let (memory, snapshot_ms) = (number("memory_bytes")? as u64, number("total_ms")?);
-    Ok(Kept {
-        kernel: guest.name.clone(),
-        boot,
-        memory,
-        stored,
-        snapshot_ms,
-        restore,
-        by_stub,
-        before,
-        after,
-    })
+    Ok(Saved { guest, file, ready, boot, memory, snapshot_ms, console: Console::default() })
 }
 
-/// Restores the snapshot: the time to the guest's first line, and its lines, the first put together with what was cut off.
-fn go_on(file: &Path, arguments: &[&str], cut: &str) -> Result<(Duration, Vec<String>)> {
-    let began = Instant::now();
-    let mut vm = TestVm::restore_with(file, arguments)?;
-    if !arguments.is_empty() {
-        vm.wait_for("stub: ")?;
+impl Saved<'_> {
+    /// The next lines of a guest that goes on: when the first came, and its tick.
+    fn goes_on(&self, vm: &mut TestVm) -> Result<(Instant, u64)> {
+        let from = vm.seen().len();
+        vm.next_line(Instant::now() + crate::vm::LIMIT)?;
+        let came = Instant::now();
+        vm.wait_for("boot_id ")?;
+        vm.wait_for("tick ")?;
+        let mut lines = vm.seen()[from..].to_vec();
+        lines[0].insert_str(0, &self.console.cut);
+        same_boot_id(&self.ready, &lines)?;
+        let (before, after) = (self.before()?, ticks(&lines).next().context("the guest did not tick")?);
+        ensure!(after == before + 1, "{}: tick {after} follows tick {before}", self.guest.name);
+        Ok((came, after))
     }
-    let first = vm.next_line(began + crate::vm::LIMIT)?;
-    let time = began.elapsed();
-    vm.wait_for("boot_id ")?;
-    vm.wait_for("tick ")?;
-    let lines = vm.seen().iter().skip_while(|line| **line != first).skip(1).cloned();
-    Ok((time, std::iter::once(format!("{cut}{first}")).chain(lines).collect()))
+
+    /// In two other processes, the second by way of the restore stub.
+    fn restored(&self, switch_ms: f64) -> Result<Kept> {
+        same_boot_id(&self.ready, &self.console.whole)?;
+        let stored = std::fs::metadata(&self.file)?.blocks() * 512;
+        let before = self.before()?;
+        say(self.guest, &format!("tick {before}, saved in {} MiB, process ended", stored.div_ceil(MIB)))?;
+        let (restore, after) = self.in_a_process(&[], "in a new process")?;
+        let (by_stub, _) = self.in_a_process(&["--via-stub"], "in another, by way of the restore stub")?;
+        let (kernel, boot) = (self.guest.name.clone(), self.boot);
+        let (memory, snapshot_ms) = (self.memory, self.snapshot_ms);
+        Ok(Kept { kernel, boot, memory, stored, snapshot_ms, switch_ms, restore, by_stub, before, after })
+    }
+
+    fn in_a_process(&self, arguments: &[&str], way: &str) -> Result<(Duration, u64)> {
+        let began = Instant::now();
+        let mut vm = TestVm::restore_with(&self.file, arguments)?;
+        if !arguments.is_empty() {
+            vm.wait_for("stub: ")?;
+        }
+        let (came, tick) = self.goes_on(&mut vm)?;
+        let time = came - began;
+        say(self.guest, &format!("tick {tick} {way}, first line after {} ms", time.as_millis()))?;
+        Ok((time, tick))
+    }
+
+    fn before(&self) -> Result<u64> {
+        ticks(&self.console.whole).next_back().context("the guest did not tick before its snapshot")
+    }
+}
+
+impl Console {
+    /// Of the guest that was cut off by the last of these lines: all that it has said since it runs.
+    fn of(seen: &[String]) -> Result<Self> {
+        let (_, before) = seen.split_last().context("the process said nothing")?;
+        let began = before.iter().rposition(|line| line.starts_with("vmm: kernel ")).map_or(0, |at| at + 1);
+        let (cut, whole) = before[began..].split_last().context("the guest said nothing")?;
+        Ok(Self { whole: whole.to_vec(), cut: cut.clone() })
+    }
 }
 
 /// Progress, where a person sees it at once.
@@ -111,20 +176,8 @@ fn say(guest: &Guest, what: &str) -> Result<()> {
     writeln!(out, "{}: {what}", guest.name).and_then(|()| out.flush()).context("cannot write")
 }
 
-/// The console's whole lines, and the beginning of the line that the snapshot cut in two, often empty.
-fn console(seen: &[String]) -> Result<(Vec<String>, String)> {
-    let (last, whole) = seen.split_last().context("the process said nothing")?;
-    let cut = last.strip_suffix(LAST_WORDS);
-    let cut = cut.with_context(|| format!("the process ended with \"{last}\", expected \"{LAST_WORDS}\""))?;
-    Ok((whole.to_vec(), cut.to_owned()))
-}
-
 fn ticks(lines: &[String]) -> impl DoubleEndedIterator<Item = u64> {
     lines.iter().filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok())
-}
-
-fn last_tick(lines: &[String]) -> Option<u64> {
-    ticks(lines).next_back()
 }
 
 /// Every boot id on the console is the one of the `ready` line.
@@ -148,6 +201,7 @@ pub fn table(all: &[Kept]) -> Table {
         "restore ms",
         "by stub ms",
         "boot/restore",
+        "switch ms",
         "counter",
         "boot_id",
     ]);
@@ -160,7 +214,7 @@ pub fn table(all: &[Kept]) -> Table {
     table
 }
 
-fn row(kept: &Kept) -> [String; 10] {
+fn row(kept: &Kept) -> [String; 11] {
     [
         kept.kernel.clone(),
         format!("{:.1}", kept.boot.as_secs_f64()),
@@ -170,6 +224,7 @@ fn row(kept: &Kept) -> [String; 10] {
         kept.restore.as_millis().to_string(),
         kept.by_stub.as_millis().to_string(),
         format!("{:.0}", kept.boot.as_secs_f64() / kept.restore.as_secs_f64()),
+        format!("{:.1}", kept.switch_ms),
         format!("{} -> {}", kept.before, kept.after),
         "same".to_owned(),
     ]
@@ -184,16 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn a_line_cut_by_the_snapshot_is_put_together_again() {
-        let (whole, cut) = console(&lines(&["tick 11", "tick 1vmm: stopped"])).unwrap();
-        assert_eq!((last_tick(&whole), cut.as_str()), (Some(11), "tick 1"));
-        assert_eq!(ticks(&[cut + "2"]).next(), Some(12));
-    }
-
-    #[test]
-    fn a_process_that_did_not_say_that_it_stopped_is_an_error() {
-        assert!(console(&lines(&["tick 11"])).is_err());
-        assert!(console(&[]).is_err());
+    fn what_a_guest_said_is_told_from_what_others_did() {
+        let seen = [
+            "tick 9",
+            "",
+            "vmm: kernel `a` sleeps, `b` runs",
+            "tick 11",
+            "tick 1",
+            "vmm: kernel `b` sleeps, `a` runs",
+        ];
+        let console = Console::of(&lines(&seen)).unwrap();
+        assert_eq!((console.whole, console.cut.as_str()), (lines(&["tick 11"]), "tick 1"));
+        assert!(Console::of(&lines(&["vmm: kernel `b` sleeps, `a` runs"])).is_err());
     }
 
     #[test]

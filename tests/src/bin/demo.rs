@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode> {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--here"] => show(LINUX.map(|version| Guest::linux(version, SAYS_BOOT_ID)).to_vec(), "in the lab"),
+        ["--here"] => show(&LINUX.map(|version| Guest::linux(version, SAYS_BOOT_ID)), "in the lab"),
         [] => choose(),
         _ => bail!("expected no arguments, or --here inside the lab"),
     }
@@ -31,7 +31,7 @@ fn choose() -> Result<ExitCode> {
     match vmm::doctor::can_run_linux() {
         Ok(()) => {
             let guests: Result<Vec<Guest>> = LINUX.into_iter().map(fetched).collect();
-            show(guests?, "on this machine's /dev/kvm")
+            show(&guests?, "on this machine's /dev/kvm")
         }
         Err(obstacle) => {
             println!("demo: not on this machine's /dev/kvm: {obstacle}");
@@ -64,10 +64,9 @@ fn copy_self(to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn show(guests: Vec<Guest>, place: &str) -> Result<ExitCode> {
+fn show(guests: &[Guest], place: &str) -> Result<ExitCode> {
     let dir = tempfile::tempdir().context("no directory for the snapshots")?;
-    let keep = |guest: &Guest| demo::keep(guest, dir.path()).with_context(|| guest.name.clone());
-    let kept: Vec<_> = guests.iter().map(keep).collect::<Result<_>>()?;
+    let kept = demo::keep(guests, dir.path())?;
     println!("\n{}\n\nThis ran {place}.", demo::table(&kept));
     Ok(ExitCode::SUCCESS)
 }
