@@ -1,6 +1,6 @@
 # One line per target. `make` alone tells what there is.
 #
-#   make demo                    stock kernels are booted, kept in a file, and go on in another process
+#   make demo                    stock kernels are booted, take turns, are kept in files, and go on in other processes
 #   make test                    every test: this machine's KVM with our own guests, the lab with Linux
 #   make torture                 the long tests in the lab: 50 and 100 rounds of restore and snapshot; sockets with each kernel
 #   make check                   format, lints, documentation, unit tests

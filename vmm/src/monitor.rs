@@ -149,16 +149,24 @@ impl Monitor {
     /// A kernel that ends leaves the machine to the one that fell asleep last.
     fn end_kernel(&mut self, outcome: Outcome) {
         let Some(next) = self.kernels.last_asleep() else { return self.end(outcome) };
-        let (name, _) = self.kernels.origin();
-        self.say(&format!("vmm: `{next}` goes on in place of kernel `{name}`: {outcome}"));
-        self.replace_ended(outcome);
+        let name = self.kernels.origin().0.to_owned();
+        if let Some(pause) = self.replace_ended(&outcome) {
+            let ms = milliseconds(pause);
+            self.say(&format!(
+                "vmm: `{next}` goes on after {ms:.1} ms in place of kernel `{name}`: {outcome}"
+            ));
+        }
     }
 
-    fn replace_ended(&mut self, outcome: Outcome) {
-        if let Err(error) = self.kernels.replace_ended() {
-            self.say(&format!("vmm: {}", complaint::one_line(&error)));
-            self.end(outcome);
-        }
+    /// How long nobody ran; none if the VM ends.
+    fn replace_ended(&mut self, outcome: &Outcome) -> Option<Duration> {
+        let replaced = self.kernels.replace_ended();
+        replaced
+            .map_err(|error| {
+                self.say(&format!("vmm: {}", complaint::one_line(&error)));
+                self.end(outcome.clone());
+            })
+            .ok()
     }
 
     /// An image kernel that powers off ends the VM: what it wrote is what is left of the one that sleeps. If it wrote nothing, or that
@@ -183,7 +191,7 @@ impl Monitor {
             Ok(said) => self.say(&complaint::printable(&said)),
             Err(error) => {
                 self.say(&format!("vmm: {}", complaint::one_line(&error)));
-                self.replace_ended(Outcome::GaveUp);
+                self.replace_ended(&Outcome::GaveUp);
             }
         }
     }

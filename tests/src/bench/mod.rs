@@ -6,6 +6,8 @@
 mod chart;
 mod report;
 mod restores;
+mod switches;
 
 pub use report::{Report, Row};
 pub use restores::{Subject, restores};
+pub use switches::{Cost, two_sizes};

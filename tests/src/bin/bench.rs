@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmm_tests::bench::{Report, Row, Subject, restores};
+use vmm_tests::bench::{Report, Row, Subject, restores, two_sizes};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
@@ -78,16 +78,13 @@ fn first_lines(dir: &Path) -> Result<Vec<Row>> {
 }
 
 fn switches(dir: &Path) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for (memory, bytes) in [("512M", 512 << 20), ("4G", 4 << 30)] {
-        let guests = [Guest::bare("counter", dir)?.cmdline("rate=1000"), Guest::bare("timer", dir)?]
-            .map(|guest| guest.memory(memory));
-        let cost = stories::switch_cost([&guests[0], &guests[1]], bytes, ROUNDS)?;
-        rows.push(
-            Row::new(&format!("{memory}: switch to a resident kernel"), "ms", cost.switches)
-                .beside(&cost.floors),
-        );
-    }
+    let (counter, timer) = (Guest::bare("counter", dir)?.cmdline("rate=1000"), Guest::bare("timer", dir)?);
+    let pair = |memory, bytes| ([counter.clone().memory(memory), timer.clone().memory(memory)], bytes);
+    let pairs = [pair("512M", 512 << 20), pair("4G", 4 << 30)];
+    let mut rows = two_sizes(&stories::switch_cost(&pairs, ROUNDS)?)?;
+    let ([guest, image], bytes) = &pairs[0];
+    let back = stories::return_cost(guest, *bytes, &image.clone().memory("128M"), ROUNDS)?;
+    rows.push(back.row("512M: return from an image kernel"));
     Ok(rows)
 }
 

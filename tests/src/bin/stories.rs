@@ -3,10 +3,11 @@
 //! Arguments: names of stories, or of groups (`6.12`, `6.12/rounds`); none lists them. Prints a line for each story and
 //! ends with status 1 if one failed.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
+use vmm_tests::bench::{Report, two_sizes};
 use vmm_tests::guests::{Guest, LINUX};
 use vmm_tests::stories::{self, After, End, Gap};
 
@@ -174,15 +175,24 @@ fn live(version: &str, dir: &Path) -> Result<()> {
 
 /// Switches between two stock kernels, with little RAM and with much.
 fn switch_cost() -> Result<()> {
-    for (memory, bytes) in [("512M", 512 << 20), ("4G", 4 << 30)] {
+    let pair = |memory, bytes| {
         let guests = [("6.1", "beat-6.1 "), ("6.12", "beat-6.12 ")].map(|(version, pulse)| {
             let run = format!("{}{pulse}{}", stories::TELL_LIFE[0], stories::TELL_LIFE[1]);
             Guest::linux(version, &run).pulse(pulse).memory(memory)
         });
-        let cost = stories::switch_cost([&guests[0], &guests[1]], bytes, 20)?;
-        let (switch, floor, ratio) = cost.medians().context("no switches")?;
-        println!("switch with {memory}: {switch:.1} ms, floor {floor:.1} ms, ratio {ratio:.2}");
-    }
+        (guests, bytes)
+    };
+    let pairs = [pair("512M", 512 << 20), pair("4G", 4 << 30)];
+    let mut rows = two_sizes(&stories::switch_cost(&pairs, 20)?)?;
+    let ([guest, _], bytes) = &pairs[0];
+    let back = stories::return_cost(
+        guest,
+        *bytes,
+        &Guest::linux("6.12", "").memory("128M").pulse("ready kernel="),
+        5,
+    )?;
+    rows.push(back.row("512M: return from an image kernel"));
+    println!("{}", Report { place: "here".to_owned(), rows }.table());
     Ok(())
 }
 

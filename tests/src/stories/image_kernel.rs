@@ -4,6 +4,8 @@
 //! however the second ends, the first goes on with the next number, here or where its image is restored.
 
 use super::switching::Life;
+use crate::bench::Cost;
+use crate::floor::Floor;
 use crate::guests::Guest;
 use crate::oracle;
 use crate::vm::{TestVm, vmm};
@@ -83,6 +85,29 @@ pub fn vmcore_rate(guest: &Guest, image: &Guest) -> Result<()> {
     println!("{}", vm.wait_for("rate: ")?);
     vm.ask("switch", &["--to", &guest.word()])?;
     life.goes_on(&mut vm)
+}
+
+/// So many returns from an image kernel to who sleeps, with so many bytes of RAM, and as many runs of the floor, by turns.
+///
+/// # Errors
+/// Who sleeps doesn't go on, or the floor can't be measured.
+pub fn return_cost(guest: &Guest, memory: u64, image: &Guest, count: usize) -> Result<Cost> {
+    let floor = Floor::new(memory)?;
+    let mut vm = TestVm::start(&guest.run_args())?;
+    let mut life = Life::of(guest);
+    life.goes_on(&mut vm)?;
+    let mut cost = Cost::default();
+    for _ in 0..count {
+        suspend(&vm, image, &[])?;
+        vm.wait_for(image.pulse)?;
+        cost.floors.push(floor.measure()?.answered.as_secs_f64() * 1e3);
+        vm.ask("stop", &[])?;
+        let said = vm.wait_for("goes on after ")?;
+        let ms = said.split("goes on after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        cost.times.push(ms.context("no milliseconds")?);
+        life.goes_on(&mut vm)?;
+    }
+    Ok(cost)
 }
 
 /// How an image kernel ends.

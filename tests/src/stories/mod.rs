@@ -28,7 +28,7 @@ pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_h
 pub use dumping::{dumped, dumped_by_panic, makedumpfile_reads_it, panic_is_in_the_dump};
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use everything::every_device;
-pub use image_kernel::{After, End, outlives, suspended_with, vmcore_rate, without_an_image};
+pub use image_kernel::{After, End, outlives, return_cost, suspended_with, vmcore_rate, without_an_image};
 pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, second_process};
 pub use kernel_id::knows_its_kernel;
 pub use live::{Pauses, live, live_is_whole, live_leaves_no_trace};
@@ -37,7 +37,7 @@ pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use small_devices::{OBEY, small_devices};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
 pub use stub::{by_stub, stub_rate};
-pub use switching::{Cost, TELL_LIFE, Turn, nobody_is_lost, stale_disk, switch_cost, take_turns};
+pub use switching::{Pair, TELL_LIFE, Turn, nobody_is_lost, stale_disk, switch_cost, take_turns};
 pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,

@@ -6,13 +6,14 @@ use crate::guests::Guest;
 use crate::oracle;
 use crate::stub_rate;
 use crate::vm::{TestVm, vmm};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use snapshot_format::{Image, NOTES_MAX, Notes, image};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Fast restart by way of the stub: it reports what is in the file, the guest goes on with the next number, the machine is the one
-/// that was saved, and one whose RAM has lost a bit is not started.
+/// that was saved, and one that has lost a bit anywhere is not started.
 ///
 /// # Errors
 /// Any of this is not so.
@@ -38,7 +39,7 @@ pub fn by_stub(guest: &Guest, dir: &Path) -> Result<()> {
         restored.wait_for(&told)?;
     }
     println!("{}: {report}; {before} before, {after} after", guest.name);
-    a_lost_bit_is_refused(&file)
+    a_flipped_byte_is_refused(&file)
 }
 
 /// How fast the stub is beside the host.
@@ -80,17 +81,58 @@ fn is_of(report: &str, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// In the middle of the first chunk that has data.
-fn a_lost_bit_is_refused(path: &Path) -> Result<()> {
+/// One byte in each part of the file, RAM's first data and its last byte included: the stub names the check that found it.
+fn a_flipped_byte_is_refused(path: &Path) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let at = first_data(path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ 4], at)?;
-    let name = path.to_str().context("path")?;
-    let words = [name, "the restore stub refuses it", "RAM chunk at GPA"];
-    refused(vmm_with(["restore", "--via-stub", name]), 1, &words)?;
-    file.write_all_at(&byte, at).map_err(Into::into)
+    let parts = parts(path)?;
+    ensure!(parts.len() == 9, "{parts:?}");
+    for (part, at) in parts {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 4], at)?;
+        let expected = fault_before_ram(path)?.unwrap_or_else(|| "RAM chunk at GPA".to_owned());
+        let name = path.to_str().context("path")?;
+        let words = [name, "the restore stub refuses it", &expected];
+        refused(vmm_with(["restore", "--via-stub", name]), 1, &words).context(part)?;
+        file.write_all_at(&byte, at)?;
+    }
+    Ok(())
+}
+
+/// A byte of each part of a file, by name.
+fn parts(path: &Path) -> Result<Vec<(&'static str, u64)>> {
+    let (head, len) = head(path)?;
+    let layout = image::layout(&head, len).map_err(|fault| anyhow!("{fault}"))?;
+    let notes = Notes::find(&head, &layout).map_err(|fault| anyhow!("{fault}"))?;
+    let middle = |part: &[u8]| (part.as_ptr() as usize - head.as_ptr() as usize + part.len() / 2) as u64;
+    Ok(vec![
+        ("ELF header", 18),
+        ("program headers", layout.headers_end - 8),
+        ("registers", layout.notes.start + 100),
+        ("fixed header", middle(notes.header_bytes)),
+        ("manifest", middle(notes.manifest)),
+        ("machine state", middle(notes.state)),
+        ("chunk table", middle(notes.table)),
+        ("RAM", first_data(path)?),
+        ("the last byte", len - 1),
+    ])
+}
+
+/// What the stub's parser says here of all but RAM.
+fn fault_before_ram(path: &Path) -> Result<Option<String>> {
+    let (head, len) = head(path)?;
+    let checked = image::layout(&head, len)
+        .and_then(|layout| Notes::find(&head, &layout).and_then(|notes| Image::new(layout, notes)));
+    Ok(checked.err().map(|fault| fault.to_string()))
+}
+
+/// All before RAM and some of that, and the file's length.
+fn head(path: &Path) -> Result<(Vec<u8>, u64)> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut head = vec![0; len.min(2 * NOTES_MAX) as usize];
+    file.read_exact_at(&mut head, 0)?;
+    Ok((head, len))
 }
 
 /// Offset of the first byte of RAM that is not zero.

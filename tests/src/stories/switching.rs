@@ -3,7 +3,7 @@
 //! In: guests that show their life by different words, a directory. Out: how long each switch took, or why the story failed.
 //! Holds: a guest that slept goes on with the next number, in the same boot.
 
-use crate::figures::median;
+use crate::bench::Cost;
 use crate::floor::Floor;
 use crate::guests::Guest;
 use crate::vm::TestVm;
@@ -158,39 +158,31 @@ fn is_stale(vm: &mut TestVm, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// What switches between two guests took, and the floor between them, in milliseconds.
-#[derive(Clone, Debug, Default)]
-pub struct Cost {
-    /// Each switch.
-    pub switches: Vec<f64>,
-    /// Each run of the floor.
-    pub floors: Vec<f64>,
-}
+/// Two guests of one size, with so many bytes of RAM each, that are to be switched between.
+pub type Pair = ([Guest; 2], u64);
 
-impl Cost {
-    /// Medians of both, and their ratio. None without any.
-    pub fn medians(self) -> Option<(f64, f64, f64)> {
-        let (switch, floor) = (median(self.switches)?, median(self.floors)?);
-        Some((switch, floor, switch / floor))
-    }
-}
-
-/// So many switches between two guests that are both resident, and as many runs of the floor, by turns.
+/// So many switches between the two guests of each pair, both resident, and as many runs of the floor, all by turns.
 ///
 /// # Errors
 /// A guest doesn't go on where it was, or the floor can't be measured.
-pub fn switch_cost(guests: [&Guest; 2], memory: u64, count: usize) -> Result<Cost> {
-    let floor = Floor::new(memory)?;
-    let mut vm = TestVm::start(&guests[0].run_args())?;
-    let mut lives = guests.map(Life::of);
-    lives[0].goes_on(&mut vm)?;
-    switch(&mut vm, guests[1], true, None)?;
-    lives[1].goes_on(&mut vm)?;
-    let mut cost = Cost::default();
-    for number in 0..count {
-        cost.floors.push(floor.measure()?.answered.as_secs_f64() * 1e3);
-        cost.switches.push(switch(&mut vm, guests[number % 2], false, None)?.pause_ms);
-        lives[number % 2].goes_on(&mut vm)?;
+pub fn switch_cost<const N: usize>(pairs: &[Pair; N], count: usize) -> Result<[Cost; N]> {
+    let mut resident = Vec::new();
+    for (guests, memory) in pairs {
+        let mut vm = TestVm::start(&guests[0].run_args())?;
+        let mut lives = guests.each_ref().map(Life::of);
+        lives[0].goes_on(&mut vm)?;
+        switch(&mut vm, &guests[1], true, None)?;
+        lives[1].goes_on(&mut vm)?;
+        resident.push((vm, lives, Floor::new(*memory)?));
     }
-    Ok(cost)
+    let mut costs = std::array::from_fn(|_| Cost::default());
+    for number in 0..count {
+        for ((vm, lives, floor), cost) in resident.iter_mut().zip(&mut costs) {
+            cost.floors.push(floor.measure()?.answered.as_secs_f64() * 1e3);
+            let life = &mut lives[number % 2];
+            cost.times.push(switch(vm, life.guest, false, None)?.pause_ms);
+            life.goes_on(vm)?;
+        }
+    }
+    Ok(costs)
 }

@@ -151,11 +151,12 @@ impl Kernels {
         Ok(Switched { pause: started.elapsed(), ..switched })
     }
 
-    /// Has the one that fell asleep last run in place of one that has ended.
+    /// Has the one that fell asleep last run in place of one that has ended. Returns how long nobody ran.
     ///
     /// # Errors
     /// It can't wake up; then nobody is awake.
-    pub fn replace_ended(&mut self) -> Result<String, SwitchError> {
+    pub fn replace_ended(&mut self) -> Result<Duration, SwitchError> {
+        let started = Instant::now();
         let name = self.last_asleep().ok_or(SwitchError::Ending)?;
         let ready = self.prepare(&Next::Wake(name.clone(), TimePolicy::Advance))?;
         if let Some(ended) = self.awake.take() {
@@ -163,7 +164,7 @@ impl Kernels {
         }
         self.run(ready, None)?;
         self.asleep.retain(|sleeper| sleeper.name != name);
-        Ok(name)
+        Ok(started.elapsed())
     }
 
     /// Gives what an image kernel wrote its name, all of it checked, as it powers the machine off. `None` if it was given nothing
