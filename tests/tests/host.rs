@@ -69,6 +69,12 @@ fn every_cpu_survives_100_rounds() -> Result<()> {
     stories::rounds(&guest("smp", &dir).cmdline("lines=20").cpus(4), 100, dir.path())
 }
 
+#[test]
+fn clones_of_one_command_go_on_by_themselves() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::flock(&guest("counter", &dir), 5, dir.path())
+}
+
 /// In JSON and in words; a guest that stands still is told of once it runs.
 #[test]
 fn a_restore_tells_its_times() -> Result<()> {

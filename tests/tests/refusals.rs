@@ -113,6 +113,10 @@ fn wrong_usage() -> Result<()> {
     refused(vmm_with(["snapshot", "x"]), 2, &["--api"])?;
     refused(vmm_with(["dump", "x"]), 2, &["--api"])?;
     refused(vmm_with(["restore", "x", "--on-panic", "x"]), 2, &["--on-panic", "expected dump=FILE"])?;
+    refused(vmm_with(["restore", "x", "-n", "2"]), 2, &["--api-dir"])?;
+    refused(vmm_with(["restore", "x", "--api-dir", "d"]), 2, &["--clones"])?;
+    refused(vmm_with(["restore", "x", "-n", "0", "--api-dir", "d"]), 2, &["0", "1..=4096"])?;
+    refused(vmm_with(["restore", "x", "-n", "2", "--api-dir", "d", "--api", "a"]), 2, &["--api"])?;
     refused(vmm_with(["restore", "no\nsuch\x1b[2J"]), 1, &["no\\nsuch"])?;
     for args in [&["--help"][..], &["--version"], &["run", "--help"]] {
         let output = vmm(args.iter().copied())?;

@@ -5,6 +5,7 @@
 
 use crate::api::{SleptTime, Then};
 use crate::clock::TimePolicy;
+use crate::clones;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
 use crate::disk::{DiskPlace, DiskWish};
 use crate::kernel::ProtocolChoice;
@@ -136,7 +137,8 @@ pub struct Run {
 }
 
 /// `vmm restore`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
+#[group(id = "listening", args = ["socket", "api_dir"], multiple = true)]
 pub struct Restore {
     /// The snapshot
     pub file: PathBuf,
@@ -147,7 +149,7 @@ pub struct Restore {
     #[arg(long, value_name = "VERSION|BUILD-ID", value_parser = kernel_id::parse)]
     pub expect_kernel: Option<String>,
     /// Do not let the guest run until `vmm resume`
-    #[arg(long, requires = "socket")]
+    #[arg(long, requires = "listening")]
     pub paused: bool,
     /// Put the vsock device's Unix socket here, instead of where the snapshot says
     #[arg(long, value_name = "PATH", value_parser = vsock::parse_path)]
@@ -167,13 +169,19 @@ pub struct Restore {
     /// Say on standard error how long it took to the guest's first instruction, and to the last fault of its working set
     #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub timing: Option<TimingChoice>,
+    /// Start so many VMs, each a process of its own; they share the memory that none of them has written. In a path, `{n}` is a VM's number
+    #[arg(short = 'n', long, value_name = "N", requires = "api_dir", conflicts_with_all = ["disks", "nets", "on_panic"], value_parser = clap::value_parser!(u32).range(1..=i64::from(clones::MAX)))]
+    pub clones: Option<u32>,
+    /// Where the VMs listen for control, on N.api, and put what they print, in N.console
+    #[arg(long, value_name = "DIR", requires = "clones", conflicts_with = "socket")]
+    pub api_dir: Option<PathBuf>,
     /// Who looks after it
     #[command(flatten)]
     pub care: Care,
 }
 
 /// How a VM that this process runs is looked after.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Care {
     /// Listen for control on this Unix socket
     #[arg(long = "api", value_name = "SOCKET", id = "socket")]

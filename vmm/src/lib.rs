@@ -55,6 +55,7 @@ pub mod switch;
 // The user's side.
 pub mod complaint;
 pub mod panic_dump;
+pub mod clones;
 pub mod outcome;
 pub mod signals;
 pub mod terminal;

@@ -1,10 +1,11 @@
 //! The command: parse, do, report.
 
+mod restoring;
+
 use anyhow::{Context, Result};
 use clap::Parser;
 use devices::virtio::{BlkState, MmioState, VsockState};
 use kvm_ioctls::Kvm;
-use snapshot::Snapshot;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,8 +17,8 @@ use vmm::api::{
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
-    AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, Remote, Restore, Run,
-    SnapshotArgs, SuspendArgs, SwitchArgs, TimeChoice, TimingChoice,
+    AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, Remote, Run, SnapshotArgs,
+    SuspendArgs, SwitchArgs,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -25,18 +26,12 @@ use vmm::disk::{Disk, DiskCare, DiskFile, DiskWish};
 use vmm::machine::Machine;
 use vmm::monitor::{Calls, Inputs, Monitor};
 use vmm::outcome::Outcome;
-use vmm::overrides::Overrides;
-use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::signals::EndSignals;
-use vmm::stub::Report;
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
-use vmm::timing::Begun;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{
-    ask_agent, client, complaint, doctor, exec, inspect, load, network, start, timing, vm, wall_clock,
-};
+use vmm::{ask_agent, client, complaint, doctor, exec, inspect, network, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -47,7 +42,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => run(args),
-        Command::Restore(args) => restore(&args),
+        Command::Restore(args) => restoring::restore(args),
         Command::Snapshot(args) => snapshot(&args),
         Command::Dump(args) => dump(&args),
         Command::Status(vm) => ask(&vm, &Verb::Status),
@@ -130,59 +125,6 @@ fn devices(args: &Run, disks: &[Disk]) -> Result<Vec<SlotState>> {
     });
     let nets = network::fresh(&args.nets)?;
     Ok(disks.chain(nets).chain([rng, balloon, console, vsock].into_iter().flatten()).collect())
-}
-
-fn restore(args: &Restore) -> Result<ExitCode> {
-    let begun =
-        args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
-    let kvm = vm::open()?;
-    let (snapshot, ram, report) = open(&kvm, args)?;
-    if let Some(expected) = &args.expect_kernel {
-        load::expect_kernel(&snapshot, expected)?;
-    }
-    let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
-    let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
-    if let Some(report) = report {
-        complaint::say(&complaint::printable(&report.line));
-    }
-    operate(kvm, &args.care, &args.file, args.paused, |kvm, ends| {
-        let ends = HostEnds { disks, ..ends };
-        let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
-        if let Some((begun, choice)) = begun.zip(args.timing) {
-            tell_timing(&mut machine, begun, choice);
-        }
-        if args.time == TimeChoice::Step {
-            let vsock = machine.board().vsock_path().map(Into::into);
-            machine.when_run(|| wall_clock::step(vsock));
-        }
-        Ok(machine)
-    })
-}
-
-/// Once the guest runs it is watched until it needs no new memory.
-fn tell_timing(machine: &mut Machine, begun: Begun, choice: TimingChoice) {
-    let first = machine.first_run();
-    let watch = move || {
-        if let Some(timing) = timing::watch(begun, &first) {
-            let line = if choice == TimingChoice::Json { timing.json() } else { timing.line() };
-            complaint::say(&line);
-        }
-    };
-    machine.when_run(|| {
-        // Without a thread there is nothing to tell.
-        drop(std::thread::Builder::new().name("timing".to_owned()).spawn(watch));
-    });
-}
-
-/// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
-fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam, Option<Report>)> {
-    if args.via_stub {
-        let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
-        return Ok((snapshot, ram, Some(report)));
-    }
-    let snapshot = load::open(&args.file)?;
-    let ram = load::ram(&snapshot)?;
-    Ok((snapshot, ram, None))
 }
 
 /// The whole life of a machine in this process: make it, let it run, wait for its end.

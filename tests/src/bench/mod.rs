@@ -4,10 +4,12 @@
 //! the machine does slows both; a row gives medians.
 
 mod chart;
+mod clones;
 mod report;
 mod restores;
 mod switches;
 
+pub use clones::clones;
 pub use report::{Report, Row};
 pub use restores::{Subject, restores};
 pub use switches::{Cost, two_sizes};

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmm_tests::bench::{Report, Row, Subject, restores, two_sizes};
+use vmm_tests::bench::{Report, Row, Subject, clones, restores, two_sizes};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
@@ -47,6 +47,7 @@ fn here() -> Result<Report> {
         rows.extend(restores(&subject, ROUNDS)?);
     }
     rows.push(alike(&rows)?);
+    rows.extend(clones("256M", &dir.path().join("256M"))?);
     rows.extend(first_lines(dir.path())?);
     rows.extend(switches(dir.path())?);
     Ok(Report { place: "this machine".to_owned(), rows })

@@ -8,6 +8,7 @@ mod disks;
 mod dumping;
 mod ending;
 mod everything;
+mod flock;
 mod host_clock;
 mod image_kernel;
 mod keeping;
@@ -28,6 +29,7 @@ pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_h
 pub use dumping::{dumped, dumped_by_panic, makedumpfile_reads_it, panic_is_in_the_dump};
 pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use everything::every_device;
+pub use flock::flock;
 pub use image_kernel::{After, End, outlives, return_cost, suspended_with, vmcore_rate, without_an_image};
 pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, second_process};
 pub use kernel_id::knows_its_kernel;

@@ -1,0 +1,111 @@
+//! `vmm restore`.
+//!
+//! In: its arguments. Out: a machine that goes on in this process, or many of them in processes of their own. Holds: nothing runs before
+//! all that is to be refused has been.
+
+use crate::operate;
+use anyhow::{Context, Result};
+use kvm_ioctls::Kvm;
+use snapshot::Snapshot;
+use std::io::PipeWriter;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use vmm::cli::{Restore, TimeChoice, TimingChoice};
+use vmm::clones::{self, Clones, Memory, Side};
+use vmm::machine::Machine;
+use vmm::overrides::Overrides;
+use vmm::ram::GuestRam;
+use vmm::restore::HostEnds;
+use vmm::stub::Report;
+use vmm::timing::Begun;
+use vmm::{complaint, load, start, timing, vm, wall_clock};
+
+/// How long guests that have begun to run are given to have the memory that they work with, before it is told how much that is.
+const A_WHILE: Duration = Duration::from_millis(500);
+
+/// One machine or many.
+pub(crate) fn restore(args: Restore) -> Result<ExitCode> {
+    let (Some(count), Some(dir)) = (args.clones, args.api_dir.clone()) else { return one(&args, None) };
+    match clones::fork(count, &dir).with_context(|| format!("cannot start clones in {}", dir.display()))? {
+        Side::Clone(number, running) => one(&numbered(args, &dir, number), Some(running)),
+        Side::Origin(clones) => look_after(clones),
+    }
+}
+
+/// What the clone of that number is started with.
+fn numbered(mut args: Restore, dir: &Path, number: u32) -> Restore {
+    args.care.socket = Some(clones::socket(dir, number));
+    args.vsock = args.vsock.map(|path| clones::numbered(&path, number));
+    args
+}
+
+fn look_after(mut clones: Clones) -> Result<ExitCode> {
+    clones.wait_until_they_run();
+    std::thread::sleep(A_WHILE);
+    if let Some((count, Memory { own, with_share })) = clones.memory() {
+        let [own, with_share] = [own, with_share].map(|bytes| bytes as f64 / f64::from(1 << 20));
+        complaint::say(&format!(
+            "vmm: {count} clones; each has {own:.2} MiB of its own, {with_share:.2} MiB with its share of what they have in common"
+        ));
+    }
+    let say = |text: &str| complaint::say(&format!("vmm: {}", complaint::printable(text)));
+    Ok(ExitCode::from(clones.wait(say).context("cannot wait for the clones")?))
+}
+
+/// The machine, in this process. `running` is dropped when its guest runs, or stands ready to.
+fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
+    let begun =
+        args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
+    let kvm = vm::open()?;
+    let (snapshot, ram, report) = open(&kvm, args)?;
+    if let Some(expected) = &args.expect_kernel {
+        load::expect_kernel(&snapshot, expected)?;
+    }
+    let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
+    let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
+    if let Some(report) = report {
+        complaint::say(&complaint::printable(&report.line));
+    }
+    operate(kvm, &args.care, &args.file, args.paused, |kvm, ends| {
+        let ends = HostEnds { disks, ..ends };
+        let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
+        if let Some((begun, choice)) = begun.zip(args.timing) {
+            tell_timing(&mut machine, begun, choice);
+        }
+        if args.time == TimeChoice::Step {
+            let vsock = machine.board().vsock_path().map(Into::into);
+            machine.when_run(|| wall_clock::step(vsock));
+        }
+        if !args.paused {
+            machine.when_run(|| drop(running));
+        }
+        Ok(machine)
+    })
+}
+
+/// Once the guest runs it is watched until it needs no new memory.
+fn tell_timing(machine: &mut Machine, begun: Begun, choice: TimingChoice) {
+    let first = machine.first_run();
+    let watch = move || {
+        if let Some(timing) = timing::watch(begun, &first) {
+            let line = if choice == TimingChoice::Json { timing.json() } else { timing.line() };
+            complaint::say(&line);
+        }
+    };
+    machine.when_run(|| {
+        // Without a thread there is nothing to tell.
+        drop(std::thread::Builder::new().name("timing".to_owned()).spawn(watch));
+    });
+}
+
+/// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
+fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam, Option<Report>)> {
+    if args.via_stub {
+        let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
+        return Ok((snapshot, ram, Some(report)));
+    }
+    let snapshot = load::open(&args.file)?;
+    let ram = load::ram(&snapshot)?;
+    Ok((snapshot, ram, None))
+}
