@@ -14,7 +14,7 @@ use vmm::capture::MachineState;
 use vmm::load;
 use vmm_tests::forge;
 use vmm_tests::guests::Guest;
-use vmm_tests::stories::{refused_in, vmm_with};
+use vmm_tests::stories::{refused, refused_in, vmm_with};
 use vmm_tests::vm::{TestVm, program, vmm};
 
 /// An honest snapshot in a directory of its own, of one of our guests.
@@ -111,6 +111,32 @@ fn with_a_byte_of_ram_flipped() -> Result<()> {
         refused_in(saved.dir.path(), vmm_with(["verify", path]), 1, &[path, chunk])?;
         saved.file()?.write_all_at(&byte, offset)?;
     }
+    Ok(())
+}
+
+/// In the last byte of RAM, which this guest never looks at.
+#[test]
+fn restored_with_a_byte_of_ram_flipped() -> Result<()> {
+    let saved = Saved::counter()?;
+    let end = fs::metadata(&saved.path)?.len();
+    saved.file()?.write_all_at(&[0x10], end - 1)?;
+    let path = saved.path.to_str().context("path")?;
+    let words = [path, "the RAM chunk at GPA 0x300000"];
+    refused_in(saved.dir.path(), vmm_with(["restore", "--verify", "full", path]), 1, &words)?;
+    for lazily in [&[][..], &["--verify", "lazy"]] {
+        let mut vm = TestVm::restore_with(&saved.path, lazily)?;
+        ensure!(vm.wait()? == 1, "{:?}", vm.seen());
+        let told = |line: &&String| words.iter().all(|word| line.contains(word));
+        ensure!(vm.seen().iter().filter(told).count() == 1, "{:?}", vm.seen());
+    }
+    let clones = saved.dir.path().join("clones");
+    let clones = ["restore", path, "-n", "2", "--api-dir", clones.to_str().context("path")?];
+    refused(vmm_with(clones), 1, &[&["the clones cannot go on"], &words[..]].concat())?;
+    let mut vm = TestVm::restore_with(&saved.path, &["--verify", "none"])?;
+    (0..3).try_for_each(|_| vm.wait_for("tick ").map(drop))?;
+    vm.ask("stop", &[])?;
+    ensure!(vm.wait()? == 0, "{:?}", vm.seen());
+    refused(vmm_with(["restore", "--verify", "full", "--via-stub", path]), 2, &["--verify", "--via-stub"])?;
     Ok(())
 }
 

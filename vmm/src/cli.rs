@@ -143,8 +143,11 @@ pub struct Restore {
     /// The snapshot
     pub file: PathBuf,
     /// Have a small guest program, the restore stub, check all of the snapshot and copy its RAM into place
-    #[arg(long)]
+    #[arg(long, conflicts_with = "verify")]
     pub via_stub: bool,
+    /// When RAM is held against its digests; the rest always is, before anything else
+    #[arg(long, value_enum, default_value_t = VerifyChoice::Lazy)]
+    pub verify: VerifyChoice,
     /// Refuse a snapshot of any other kernel: a release as of `uname -r` or its first parts, or a build id
     #[arg(long, value_name = "VERSION|BUILD-ID", value_parser = kernel_id::parse)]
     pub expect_kernel: Option<String>,
@@ -450,6 +453,17 @@ pub enum ConsoleChoice {
     Serial,
     /// A virtio console, `hvc0` for Linux; COM1 until it has a driver
     Virtio,
+}
+
+/// When the RAM of a snapshot is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VerifyChoice {
+    /// Never
+    None,
+    /// While the guest runs, at the lowest priority; a chunk that is not what was saved ends it
+    Lazy,
+    /// All of it before the guest's first instruction
+    Full,
 }
 
 /// What guest time does about the time that a VM spent in a file.

@@ -165,11 +165,19 @@ pub fn table(description: &Description) -> Table {
 pub fn verify(path: &Path) -> Result<u64, VerifyFileError> {
     let snapshot = load::open(path)?;
     load::state(&snapshot)?;
+    Ok(verify_ram(&snapshot)?)
+}
+
+/// Reads all RAM of a snapshot; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
+///
+/// # Errors
+/// The first chunk that is not what was saved.
+pub fn verify_ram(snapshot: &Snapshot) -> Result<u64, RamError> {
     let bytes = snapshot.manifest().ram.bytes;
     let bar = progress_bar("checking", bytes);
-    snapshot.verify_ram(&mut |done, _| bar.set_position(done))?;
+    let checked = snapshot.verify_ram(&mut |done, _| bar.set_position(done));
     bar.finish_and_clear();
-    Ok(bytes)
+    checked.map(|_| bytes)
 }
 
 /// Why a snapshot is not what was written.

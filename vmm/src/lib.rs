@@ -64,6 +64,7 @@ pub mod api;
 pub mod api_server;
 pub mod client;
 pub mod inspect;
+pub mod background_check;
 mod probe;
 mod probes;
 pub mod doctor;

@@ -17,7 +17,7 @@ use devices::Generation;
 use kvm_ioctls::VmFd;
 use std::io;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,8 +27,23 @@ pub(crate) struct Vcpus {
     pub(crate) reports: Receiver<Report>,
     pub(crate) event: Arc<EventFd>,
     pub(crate) first_run: Arc<FirstRun>,
+    pub(crate) alarm: Arc<OnceLock<String>>,
     pub(crate) running: usize,
     pub(crate) stop: Option<Stop>,
+}
+
+/// By which another thread says that the guest must not go on.
+pub struct Alarm {
+    why: Arc<OnceLock<String>>,
+    event: Arc<EventFd>,
+}
+
+impl Alarm {
+    /// Has the machine end with this message. The first reason counts.
+    pub fn ring(&self, why: String) {
+        self.why.get_or_init(|| why);
+        let _ = self.event.write(1);
+    }
 }
 
 /// A machine, running or paused.
@@ -100,6 +115,11 @@ impl Machine {
     /// Becomes readable when [`Machine::stop_reason`] has something to say.
     pub fn stop_event(&self) -> Arc<EventFd> {
         self.vcpus.event.clone()
+    }
+
+    /// For a thread that may find that the guest must not go on.
+    pub fn alarm(&self) -> Alarm {
+        Alarm { why: self.vcpus.alarm.clone(), event: self.vcpus.event.clone() }
     }
 
     /// Why part of its RAM is lost, if it is: it goes on from a snapshot that was shortened.
@@ -257,6 +277,7 @@ impl Vcpus {
         while let Ok(report) = self.reports.try_recv() {
             self.note(report);
         }
+        self.stop = self.stop.take().or_else(|| self.alarm.get().cloned().map(Stop::Fault));
     }
 
     /// The first reason counts.

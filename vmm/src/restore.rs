@@ -162,5 +162,6 @@ fn start_threads(vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
     let report_to = Reports { sender, event: event.clone(), first_run: first_run.clone() };
     let start = |(index, vcpu)| VcpuThread::new(index as u32, vcpu, buses.clone(), report_to.clone());
     let threads = vcpus.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
-    Ok(Vcpus { threads, reports, event, first_run, running: 0, stop: None })
+    let alarm = Arc::default();
+    Ok(Vcpus { threads, reports, event, first_run, alarm, running: 0, stop: None })
 }

@@ -11,7 +11,7 @@ use std::io::PipeWriter;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-use vmm::cli::{Restore, TimeChoice, TimingChoice};
+use vmm::cli::{Restore, TimeChoice, TimingChoice, VerifyChoice};
 use vmm::clones::{self, Clones, Memory, Side};
 use vmm::machine::Machine;
 use vmm::overrides::Overrides;
@@ -19,7 +19,7 @@ use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::stub::Report;
 use vmm::timing::Begun;
-use vmm::{complaint, load, start, timing, vm, wall_clock};
+use vmm::{background_check, complaint, inspect, load, start, timing, vm, wall_clock};
 
 /// How long guests that have begun to run are given to have the memory that they work with, before it is told how much that is.
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -27,15 +27,34 @@ const A_WHILE: Duration = Duration::from_millis(500);
 /// One machine or many.
 pub(crate) fn restore(args: Restore) -> Result<ExitCode> {
     let (Some(count), Some(dir)) = (args.clones, args.api_dir.clone()) else { return one(&args, None) };
+    if args.verify == VerifyChoice::Full {
+        inspect::verify_ram(&load::open(&args.file)?)?;
+    }
     match clones::fork(count, &dir).with_context(|| format!("cannot start clones in {}", dir.display()))? {
         Side::Clone(number, running) => one(&numbered(args, &dir, number), Some(running)),
-        Side::Origin(clones) => look_after(clones),
+        Side::Origin(clones) => {
+            check_for_all(&args)?;
+            look_after(clones)
+        }
     }
+}
+
+/// One check serves all clones, which end with this process.
+fn check_for_all(args: &Restore) -> Result<()> {
+    if args.verify != VerifyChoice::Lazy || args.via_stub {
+        return Ok(());
+    }
+    let end = |why: String| {
+        complaint::say(&format!("vmm: the clones cannot go on: {why}"));
+        std::process::exit(1);
+    };
+    background_check::start(load::open(&args.file)?, end).context("cannot start a thread that checks RAM")
 }
 
 /// What the clone of that number is started with.
 fn numbered(mut args: Restore, dir: &Path, number: u32) -> Restore {
     args.care.socket = Some(clones::socket(dir, number));
+    args.verify = VerifyChoice::None;
     args.vsock = args.vsock.map(|path| clones::numbered(&path, number));
     args
 }
@@ -77,11 +96,24 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
             let vsock = machine.board().vsock_path().map(Into::into);
             machine.when_run(|| wall_clock::step(vsock));
         }
+        if args.verify == VerifyChoice::Lazy && !args.via_stub {
+            check_meanwhile(&mut machine, snapshot);
+        }
         if !args.paused {
             machine.when_run(|| drop(running));
         }
         Ok(machine)
     })
+}
+
+/// The check begins when the guest runs, and ends it if need be.
+fn check_meanwhile(machine: &mut Machine, snapshot: Snapshot) {
+    let alarm = machine.alarm();
+    machine.when_run(move || {
+        if let Err(error) = background_check::start(snapshot, move |why| alarm.ring(why)) {
+            complaint::say(&format!("vmm: the guest's RAM is not checked: cannot start a thread: {error}"));
+        }
+    });
 }
 
 /// Once the guest runs it is watched until it needs no new memory.
@@ -106,6 +138,9 @@ fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam, Option<Report>
         return Ok((snapshot, ram, Some(report)));
     }
     let snapshot = load::open(&args.file)?;
+    if args.verify == VerifyChoice::Full {
+        inspect::verify_ram(&snapshot)?;
+    }
     let ram = load::ram(&snapshot)?;
     Ok((snapshot, ram, None))
 }
