@@ -24,6 +24,8 @@ guests! {
     POWER = "power";
     /// Holds patterns in general, x87, SSE, AVX and AVX-512 registers.
     REGISTERS = "registers";
+    /// Works with a scattered part of the memory that it has in use.
+    SCATTER = "scatter";
     /// Counts on every CPU.
     SMP = "smp";
     /// Checks local APIC timers, kvmclock and the TSC.

@@ -4,18 +4,16 @@
 //! all zero.
 
 use crate::{CHUNK_SIZE, PAGE_SIZE};
-use snapshot_format::chunk::is_zero;
+use snapshot_format::chunk::{self, is_zero};
 pub(crate) use snapshot_format::chunk::{DIGEST_LEN, chunks, count, digest, digests};
 use std::{ops::Range, sync::LazyLock};
 
-/// A chunk of zeroes.
-static ZEROES: [u8; CHUNK_SIZE as usize] = [0; CHUNK_SIZE as usize];
-/// The digest of a whole chunk of zeroes.
-static ZERO_DIGEST: LazyLock<u64> = LazyLock::new(|| digest(&ZEROES));
+/// The digest of a whole chunk of zeroes. Made of one page: a chunk of them would be a fifth of all the memory that a monitor has.
+static ZERO_DIGEST: LazyLock<u64> = LazyLock::new(|| chunk::zero_digest(CHUNK_SIZE));
 
-/// The digest of `len` zeroes, at most a chunk.
+/// The digest of `len` zeroes, whole pages, at most a chunk.
 pub(crate) fn zero_digest(len: u64) -> u64 {
-    if len == CHUNK_SIZE { *ZERO_DIGEST } else { digest(&ZEROES[..len as usize]) }
+    if len == CHUNK_SIZE { *ZERO_DIGEST } else { chunk::zero_digest(len) }
 }
 
 /// The longest runs of pages that are not all zero, as byte ranges of `chunk`.

@@ -75,6 +75,13 @@ fn clones_of_one_command_go_on_by_themselves() -> Result<()> {
     stories::flock(&guest("counter", &dir), 5, dir.path())
 }
 
+#[test]
+fn a_working_set_is_written_down_and_fetched_ahead() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let guest = guest("scatter", &dir).memory("128M").cmdline("size=64 every=8");
+    stories::works_with_a_part(&guest, 64, dir.path())
+}
+
 /// In JSON and in words; a guest that stands still is told of once it runs.
 #[test]
 fn a_restore_tells_its_times() -> Result<()> {

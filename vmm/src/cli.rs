@@ -172,6 +172,12 @@ pub struct Restore {
     /// Say on standard error how long it took to the guest's first instruction, and to the last fault of its working set
     #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub timing: Option<TimingChoice>,
+    /// Write a list of the memory that the guest uses first, beside the snapshot, for --prefetch. That is read from the disk, page by page, and --verify lazy is left out
+    #[arg(long, conflicts_with_all = ["via_stub", "prefetch", "clones"])]
+    pub record_working_set: bool,
+    /// Fetch what that list names ahead of the guest
+    #[arg(long, conflicts_with = "via_stub")]
+    pub prefetch: bool,
     /// Start so many VMs, each a process of its own; they share the memory that none of them has written. In a path, `{n}` is a VM's number
     #[arg(short = 'n', long, value_name = "N", requires = "api_dir", conflicts_with_all = ["disks", "nets", "on_panic"], value_parser = clap::value_parser!(u32).range(1..=i64::from(clones::MAX)))]
     pub clones: Option<u32>,

@@ -51,6 +51,7 @@ pub mod stub;
 pub mod kernel_id;
 pub mod load;
 pub mod start;
+pub mod working_set;
 pub mod switch;
 // The user's side.
 pub mod complaint;

@@ -4,6 +4,7 @@
 //! which chunks were never touched. Holds: all of it is private, so that a copy of the process keeps it as it was ([`crate::frozen`]); a
 //! restored guest's is a mapping of its snapshot, so that the file never changes and clones share its pages.
 
+mod fetch;
 mod page_map;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};

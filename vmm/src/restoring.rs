@@ -19,7 +19,7 @@ use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::stub::Report;
 use vmm::timing::Begun;
-use vmm::{background_check, complaint, inspect, load, start, timing, vm, wall_clock};
+use vmm::{background_check, complaint, inspect, load, start, timing, vm, wall_clock, working_set};
 
 /// How long guests that have begun to run are given to have the memory that they work with, before it is told how much that is.
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -78,6 +78,12 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
         args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
     let kvm = vm::open()?;
     let (snapshot, ram, report) = open(&kvm, args)?;
+    if args.prefetch {
+        working_set::prefetch(&snapshot, &ram)?;
+    }
+    if args.record_working_set {
+        ram.read_singly();
+    }
     if let Some(expected) = &args.expect_kernel {
         load::expect_kernel(&snapshot, expected)?;
     }
@@ -92,11 +98,15 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
         if let Some((begun, choice)) = begun.zip(args.timing) {
             tell_timing(&mut machine, begun, choice);
         }
+        if args.record_working_set {
+            record_working_set(&mut machine, &snapshot);
+        }
         if args.time == TimeChoice::Step {
             let vsock = machine.board().vsock_path().map(Into::into);
             machine.when_run(|| wall_clock::step(vsock));
         }
-        if args.verify == VerifyChoice::Lazy && !args.via_stub {
+        // Who reads all of the file spoils the list of what the guest reads.
+        if args.verify == VerifyChoice::Lazy && !args.via_stub && !args.record_working_set {
             check_meanwhile(&mut machine, snapshot);
         }
         if !args.paused {
@@ -125,10 +135,28 @@ fn tell_timing(machine: &mut Machine, begun: Begun, choice: TimingChoice) {
             complaint::say(&line);
         }
     };
-    machine.when_run(|| {
-        // Without a thread there is nothing to tell.
-        drop(std::thread::Builder::new().name("timing".to_owned()).spawn(watch));
-    });
+    machine.when_run(|| beside("timing", watch));
+}
+
+/// Once the guest needs no new memory, what it has used is written down.
+fn record_working_set(machine: &mut Machine, snapshot: &Snapshot) {
+    let (first, ram) = (machine.first_run(), machine.ram().clone());
+    let (path, generation) = (snapshot.path().to_owned(), snapshot.manifest().about.generation.to_string());
+    let record = move || match working_set::record(&path, &generation, &ram, &first) {
+        Ok(Some((path, bytes))) => complaint::say(&complaint::printable(&format!(
+            "vmm: {}: {} KiB of working set",
+            path.display(),
+            bytes >> 10
+        ))),
+        Ok(None) => {}
+        Err(error) => complaint::say(&format!("vmm: {}", complaint::one_line(&error))),
+    };
+    machine.when_run(|| beside("record", record));
+}
+
+/// Does something in a thread of its own. Without one it is not done.
+fn beside(name: &str, act: impl FnOnce() + Send + 'static) {
+    drop(std::thread::Builder::new().name(name.to_owned()).spawn(act));
 }
 
 /// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.

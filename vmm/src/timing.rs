@@ -84,8 +84,18 @@ pub struct Timing {
     settled: bool,
 }
 
-/// Waits until a guest that has been let run needs no new memory, and tells what it saw. `None` if it did not run, or the process ends.
-pub fn watch(begun: Begun, first: &FirstRun) -> Option<Timing> {
+/// What was seen of a guest that was let run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settled {
+    entered_ns: u64,
+    answered_ns: u64,
+    last_fault_ns: u64,
+    faults: u64,
+    quiet: bool,
+}
+
+/// Waits until a guest that has been let run needs no new memory. `None` if it did not run, or the process ends.
+pub fn settle(first: &FirstRun) -> Option<Settled> {
     let start = now();
     while first.answered.get().is_none() && now() - start < PATIENCE {
         std::thread::sleep(LOOK);
@@ -94,7 +104,7 @@ pub fn watch(begun: Begun, first: &FirstRun) -> Option<Timing> {
     // Now all of the threads have their names.
     let faults = Faults::of("vcpu").ok()?;
     let (mut count, mut at) = (faults.count()?, now());
-    let settled = loop {
+    let quiet = loop {
         std::thread::sleep(LOOK);
         let (seen, time) = (faults.count()?, now());
         if seen != count {
@@ -104,7 +114,13 @@ pub fn watch(begun: Begun, first: &FirstRun) -> Option<Timing> {
             break time - at >= QUIET;
         }
     };
-    Some(Timing { begun, entered_ns, answered_ns, last_fault_ns: at, faults: count.of_threads, settled })
+    Some(Settled { entered_ns, answered_ns, last_fault_ns: at, faults: count.of_threads, quiet })
+}
+
+/// The same, with where it began.
+pub fn watch(begun: Begun, first: &FirstRun) -> Option<Timing> {
+    let Settled { entered_ns, answered_ns, last_fault_ns, faults, quiet } = settle(first)?;
+    Some(Timing { begun, entered_ns, answered_ns, last_fault_ns, faults, settled: quiet })
 }
 
 impl Timing {

@@ -5,11 +5,13 @@
 
 mod chart;
 mod clones;
+mod cold;
 mod report;
 mod restores;
 mod switches;
 
 pub use clones::clones;
+pub use cold::cold;
 pub use report::{Report, Row};
 pub use restores::{Subject, restores};
 pub use switches::{Cost, two_sizes};

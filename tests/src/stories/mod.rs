@@ -22,6 +22,7 @@ mod stub;
 mod switching;
 mod time;
 mod timing;
+mod working_set;
 
 pub use agent::agent;
 pub use clones::{GET_READY, clones};
@@ -45,3 +46,4 @@ pub use time::{
     comes_back_later, has_an_agent, has_lost_its_agent, twins,
 };
 pub use timing::tells_its_times;
+pub use working_set::works_with_a_part;

@@ -49,6 +49,15 @@ impl PageMap {
         Ok(found)
     }
 
+    /// Names the pages of the range that the process has, by their number in it.
+    pub(super) fn each_page(&self, host: u64, len: u64, mut name: impl FnMut(u64)) -> io::Result<()> {
+        self.each_entry(host, len, |page, entry| {
+            if entry & HERE != 0 {
+                name(page);
+            }
+        })
+    }
+
     /// How many pages of the range are the process's own, and no file's, be they present or swapped out.
     pub(super) fn pages_of_its_own(&self, host: u64, len: u64) -> io::Result<u64> {
         let mut pages = 0;
