@@ -93,7 +93,7 @@ pub fn panic_is_in_the_dump(guest: &Guest, dir: &Path) -> Result<()> {
 }
 
 /// What the kernel in a dump has said.
-fn messages(dump: &Path) -> Result<String> {
+pub(super) fn messages(dump: &Path) -> Result<String> {
     let file = dump.with_extension("dmesg");
     let output = Command::new("makedumpfile").arg("--dump-dmesg").args([dump, &file]).output();
     let output = output.context("cannot run makedumpfile")?;

@@ -3,6 +3,7 @@
 //! In: the kernel that is frozen, the one that is shown it, a directory. Out: what the second said, or why the story failed. Holds:
 //! however the second ends, the first goes on with the next number, here or where its image is restored.
 
+use super::dumping::messages;
 use super::switching::Life;
 use crate::bench::Cost;
 use crate::floor::Floor;
@@ -54,6 +55,8 @@ pub fn suspended_with(guest: &Guest, image: &Guest, after: After, dir: &Path) ->
             ensure!(status == 0, "status {status}");
             verify(&file)?;
             oracle::same_machine(&snapshot, &file)?;
+            let release = format!("Linux version {}.", guest.version());
+            ensure!(messages(&file)?.contains(&release), "makedumpfile finds no \"{release}\" in it");
             for arguments in [&[][..], &["--via-stub"]] {
                 let mut vm = TestVm::restore_with(&file, arguments)?;
                 life.clone().goes_on(&mut vm).with_context(|| format!("restored {arguments:?}"))?;
