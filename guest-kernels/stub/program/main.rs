@@ -17,7 +17,7 @@ mod ports;
 
 use core::panic::PanicInfo;
 use core::slice;
-use overlay::{Overlay, Report};
+use overlay::{Overlay, Pages, Report};
 use ports::{control, say};
 use snapshot_format::{Fault, Image, RamRange};
 
@@ -60,11 +60,18 @@ fn restore() -> Result<Report, Fault> {
     Ok(report)
 }
 
-/// Tells the monitor what will be needed soon: all at once costs less than page by page.
-fn hint(word: u8, start: u64, len: u64) {
+/// Tells the monitor what will be read: all at once costs less than page by page.
+fn near_image(start: u64, len: u64) {
     set_parameter(abi::NEAR_START, start);
     set_parameter(abi::NEAR_LEN, len);
-    control(word);
+    control(abi::NEAR_IMAGE);
+}
+
+/// Tells it which pages of RAM will be written after what was told before.
+fn near_ram(start: u64, pages: &Pages) {
+    set_parameter(abi::NEAR_START, start);
+    pages.iter().enumerate().for_each(|(word, bits)| set_parameter(abi::NEAR_PAGES + word, *bits));
+    control(abi::NEAR_RAM);
 }
 
 /// Tells the monitor what was seen.

@@ -50,8 +50,11 @@ pub const REFUSED: u8 = 3;
 pub const FAILED: u8 = 4;
 /// The file will be read from [`NEAR_START`] on: have it at hand. A hint; nothing depends on it.
 pub const NEAR_IMAGE: u8 = 5;
-/// RAM at the guest physical address [`NEAR_START`] will be written: have it at hand. A hint as well.
+/// RAM from the guest physical address [`NEAR_START`] on will be written, the pages in [`NEAR_PAGES`], but not yet: something else is
+/// done before. A hint as well.
 pub const NEAR_RAM: u8 = 6;
+/// What was hinted at first with [`NEAR_RAM`], and not asked for since, is written now.
+pub const NEAR_NOW: u8 = 7;
 
 /// Index of a parameter.
 pub type Word = usize;
@@ -61,8 +64,12 @@ pub const IMAGE_LEN: Word = 0;
 pub const HOLES: Word = 1;
 /// From the stub, with a hint: where.
 pub const NEAR_START: Word = 12;
-/// From the stub, with a hint: bytes, whole pages.
+/// From the stub, with [`NEAR_IMAGE`]: bytes, whole pages.
 pub const NEAR_LEN: Word = 13;
+/// From the stub, with [`NEAR_RAM`]: a bit for each page of a chunk, the lowest first.
+pub const NEAR_PAGES: Word = 24;
+/// Words of it.
+pub const NEAR_PAGES_LEN: usize = 4;
 /// From the stub: runs of pages that were copied.
 pub const RUNS: Word = 8;
 /// From the stub: pages that were copied.

@@ -5,6 +5,7 @@
 
 use super::StubError;
 use super::image::ImageMapping;
+use super::near::{Near, Slot};
 use super::tables::{Plan, StubMemory, Window};
 use crate::kvm::{During, Ioctl};
 use crate::ram::GuestRam;
@@ -63,20 +64,8 @@ pub(super) struct StubVm<'a> {
     vm: VmFd,
     memory: StubMemory,
     _image: &'a ImageMapping,
-    /// The file and RAM: slots that hints are about.
-    near: Vec<Slot>,
+    near: Near,
     text: Vec<u8>,
-}
-
-/// Memory that the stub sees.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    gpa: u64,
-    /// Bytes.
-    len: u64,
-    /// In this process.
-    host: u64,
-    read_only: bool,
 }
 
 impl<'a> StubVm<'a> {
@@ -102,7 +91,14 @@ impl<'a> StubVm<'a> {
         let vcpu = vm.create_vcpu(0).during("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid::to_kvm(&cpuid::for_vcpu(&supported, 0, 1))?).during("KVM_SET_CPUID2")?;
         enter_ring_3(&vcpu, memory.root())?;
-        Ok(Self { vcpu, vm, memory, _image: image, near: file.into_iter().collect(), text: Vec::new() })
+        Ok(Self {
+            vcpu,
+            vm,
+            memory,
+            _image: image,
+            near: Near::new(file.into_iter().collect()),
+            text: Vec::new(),
+        })
     }
 
     /// Gives the stub a machine's RAM. It has to outlive the VM.
@@ -111,7 +107,7 @@ impl<'a> StubVm<'a> {
             let (gpa, len, host) = (region.start_addr().0, region.len(), region.as_ptr() as u64);
             let ram = Slot { gpa, len, host, read_only: false };
             add_memslot(&self.vm, slot, &ram)?;
-            self.near.push(ram);
+            self.near.add(ram);
             self.memory.map(Window { linear: abi::RAM + gpa, gpa, len, writable: true })?;
         }
         Ok(())
@@ -129,8 +125,9 @@ impl<'a> StubVm<'a> {
                     let room = TEXT_MAX - self.text.len();
                     self.text.extend(bytes.iter().take(room));
                 }
-                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_IMAGE])) => self.bring_near(true),
-                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_RAM])) => self.bring_near(false),
+                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_IMAGE])) => self.near_image(),
+                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_RAM])) => self.near_ram(),
+                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_NOW])) => self.near.now(&self.vcpu),
                 Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [word])) => {
                     let word = *word;
                     return Ok(Call { word, said: last_line(&std::mem::take(&mut self.text)) });
@@ -148,21 +145,16 @@ impl<'a> StubVm<'a> {
 }
 
 impl StubVm<'_> {
-    /// Has the host map what the stub is about to need, for itself and for the stub, at once. What can't be had now is had page
-    /// by page later; a hint beyond a slot is none.
-    fn bring_near(&self, image: bool) {
+    /// Part of the file.
+    fn near_image(&self) {
         let [start, len] = [abi::NEAR_START, abi::NEAR_LEN].map(|word| self.parameter(word));
-        let base = if image { self.near.first().map_or(0, |slot| slot.gpa) } else { 0 };
-        let gpa = base.saturating_add(start);
-        let holds = |slot: &&Slot| {
-            slot.read_only == image && gpa >= slot.gpa && len <= slot.len && gpa - slot.gpa <= slot.len - len
-        };
-        let Some(slot) = self.near.iter().find(holds) else { return };
-        let advice = if image { libc::MADV_POPULATE_READ } else { libc::MADV_POPULATE_WRITE };
-        let host = slot.host + (gpa - slot.gpa);
-        // SAFETY: the range is within a mapping that outlives the VM; the call changes no byte of it.
-        unsafe { libc::madvise(host as *mut libc::c_void, len as usize, advice) };
-        let _ = kvm::pre_fault(&self.vcpu, gpa, len);
+        self.near.image(&self.vcpu, start, len);
+    }
+
+    /// Pages of RAM.
+    fn near_ram(&mut self) {
+        let pages = std::array::from_fn(|word| self.parameter(abi::NEAR_PAGES + word));
+        self.near.ram(self.parameter(abi::NEAR_START), pages);
     }
 }
 

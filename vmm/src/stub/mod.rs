@@ -14,6 +14,7 @@
 
 mod cpu;
 mod image;
+mod near;
 mod tables;
 
 pub use image::ImageMapping;
