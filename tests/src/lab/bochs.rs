@@ -9,6 +9,7 @@ use super::image::Wiring;
 use super::iso;
 use super::packages::Packages;
 use super::pty::Pty;
+use super::screen;
 use super::session::{Emulator, Machine};
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -47,6 +48,7 @@ pub(super) fn start(setup: &Setup) -> Result<Machine> {
     let mut bochs = command(&packages, &config, &debugger)?;
     inherit(&mut bochs, vec![cdrom, disk, config, debugger, channel.far]);
     let mut emulator = Emulator::start(&mut bochs)?;
+    screen::drain(emulator.0.id());
     let stderr = emulator.0.stderr.take().context("Bochs has no standard error")?;
     let input = channel.near.try_clone().context("cannot share the lab's terminal")?;
     let log = Some(copy_log(stderr, setup.log.try_clone().context("cannot share the lab's log")?));

@@ -17,6 +17,7 @@ mod packages;
 mod programs;
 mod pty;
 mod qemu;
+mod screen;
 mod session;
 mod stream;
 mod terminal;

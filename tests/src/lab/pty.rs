@@ -44,7 +44,8 @@ fn far_end(near: &File) -> io::Result<File> {
     }
 }
 
-fn set_raw(terminal: &File) -> io::Result<()> {
+/// Every byte is passed on as it is, and none is given back.
+pub(super) fn set_raw(terminal: &File) -> io::Result<()> {
     let mut mode = MaybeUninit::uninit();
     // SAFETY: tcgetattr writes the whole termios when it returns 0; the others take that termios.
     unsafe {
