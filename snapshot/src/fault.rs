@@ -55,6 +55,9 @@ pub enum Fault {
     /// The manifest's bytes are no manifest.
     #[error("the manifest does not decode")]
     Decode(#[source] SectionError),
+    /// The list of pages of an incremental snapshot.
+    #[error("the list of changed pages is wrong")]
+    Delta(#[source] crate::delta::DeltaError),
     /// The manifest contradicts itself.
     #[error("the manifest is wrong")]
     Manifest(#[source] ManifestError),

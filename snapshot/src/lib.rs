@@ -32,7 +32,9 @@
 //! too; here is what needs files and an allocator.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 mod chunk;
+pub mod delta;
 mod elfcorehdr;
 mod fault;
 mod manifest;
@@ -43,6 +45,8 @@ mod reader;
 mod section;
 mod writer;
 
+pub use chain::{Chain, ChainError, Piece};
+pub use delta::{Delta, PageSet, Parent};
 pub use elfcorehdr::Elfcorehdr;
 pub use fault::{Fault, OpenError, RamError, VerifyError};
 pub use manifest::{

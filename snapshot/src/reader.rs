@@ -5,6 +5,7 @@
 
 use crate::{
     Manifest, MappedRange, OpenError, RamError, SectionRef, VerifyError, chunk,
+    delta::{DELTA, Delta},
     fault::Fault,
     publish::describe,
     ram_check::{self, RamCheck},
@@ -40,6 +41,7 @@ pub struct Snapshot {
     state: Vec<u8>,
     table: Vec<u64>,
     ram: Vec<MappedRange>,
+    delta: Option<Delta>,
 }
 
 /// What [`Snapshot::verify_ram`] read.
@@ -83,13 +85,42 @@ impl UnverifiedSnapshot {
     /// Checks everything but the contents of RAM.
     ///
     /// # Errors
-    /// The first fault found.
+    /// The first fault found; a file that holds only a difference to another.
     pub fn verify(self) -> Result<Snapshot, VerifyError> {
+        let snapshot = self.verify_link()?;
+        let Some(Delta { parent, .. }) = &snapshot.delta else { return Ok(snapshot) };
+        let fault = snapshot_format::Fault::Incremental { parent: parent.generation.0 };
+        Err(VerifyError { path: snapshot.path, fault: fault.into() })
+    }
+
+    /// The same of a file that may be a difference to another; see [`crate::Chain`].
+    ///
+    /// # Errors
+    /// The first fault found.
+    pub fn verify_link(self) -> Result<Snapshot, VerifyError> {
         let Self { path, file } = self;
         match read_parts(&file) {
             Ok((len, parts)) => {
                 let Parts { header, vmcoreinfo, manifest, state, table, ram } = parts;
-                Ok(Snapshot { path, file, len, header, vmcoreinfo, manifest, state, table, ram })
+                let mut snapshot = Snapshot {
+                    path,
+                    file,
+                    len,
+                    header,
+                    vmcoreinfo,
+                    manifest,
+                    state,
+                    table,
+                    ram,
+                    delta: None,
+                };
+                match Delta::decode(&snapshot.manifest, snapshot.section(DELTA)) {
+                    Ok(delta) => {
+                        snapshot.delta = delta;
+                        Ok(snapshot)
+                    }
+                    Err(error) => Err(VerifyError { path: snapshot.path, fault: Fault::Delta(error) }),
+                }
             }
             Err(fault) => Err(VerifyError { path, fault }),
         }
@@ -100,6 +131,11 @@ impl Snapshot {
     /// Who, when, what.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What it is a difference to, if it holds only that. Its RAM is zero then where it is the parent's.
+    pub fn delta(&self) -> Option<&Delta> {
+        self.delta.as_ref()
     }
 
     /// The fixed header of its notes: two files with the same one have the same manifest, state and chunk table.

@@ -4,8 +4,8 @@
 //! length of the notes follows from the layout alone, so their place is kept free until the digests are known.
 
 use crate::{
-    About, CHUNK_SIZE, Manifest, ManifestError, NOTES_MAX, RamRange, Registers, Section, SectionEntry,
-    SectionError, chunk,
+    About, CHUNK_SIZE, Delta, Manifest, ManifestError, NOTES_MAX, PAGE_SIZE, PageSet, RamRange, Registers,
+    Section, SectionEntry, SectionError, chunk,
     manifest::RamFormat,
     prstatus::PRSTATUS_LEN,
     publish::{NewFile, PublishError},
@@ -28,7 +28,7 @@ pub trait RamSource {
     /// The machine's RAM, in the order of guest physical addresses.
     fn ranges(&self) -> &[RamRange];
 
-    /// Fills `buf` with the RAM at `gpa`: a whole chunk, or the rest of a range. A source that knows the chunk to be
+    /// Fills `buf` with the RAM at `gpa`: a whole chunk, the rest of a range, or for an incremental snapshot a run of pages in a chunk. A source that knows the chunk to be
     /// untouched says [`ChunkContent::Zero`] and need not fill anything.
     ///
     /// # Errors
@@ -65,6 +65,8 @@ pub struct Contents<'a> {
     pub sections: &'a [Section],
     /// The machine's RAM.
     pub ram: &'a dyn RamSource,
+    /// What is left out, because a parent has it; a full snapshot leaves out nothing.
+    pub delta: Option<&'a Delta>,
 }
 
 /// What was written.
@@ -154,7 +156,7 @@ pub fn write(
     // First the length, so that a limit on it shows before the work is done; holes stay where nothing is written.
     new.file().set_len(layout.end()).map_err(failed)?;
     let started = Instant::now();
-    let mut ram = RamWriter::new(new.file(), contents.ram, progress);
+    let mut ram = RamWriter::new(new.file(), contents, progress);
     layout
         .ram()
         .iter()
@@ -185,11 +187,13 @@ pub(crate) struct Notes {
 impl Notes {
     /// Refuses a manifest that no reader would take, and notes that are too long.
     pub(crate) fn new(contents: &Contents) -> Result<Self, WriteError> {
-        let state_len = contents.sections.iter().map(|section| section.bytes.len() as u64).sum();
+        let delta = contents.delta.map(Delta::encode).transpose()?;
+        let sections: Vec<_> = contents.sections.iter().chain(&delta).collect();
+        let state_len = sections.iter().map(|section| section.bytes.len() as u64).sum();
         check_len(state_len)?;
-        let manifest = manifest(contents);
+        let manifest = manifest(contents, &sections);
         manifest.check()?;
-        let state = contents.sections.iter().flat_map(|section| section.bytes.iter().copied()).collect();
+        let state = sections.iter().flat_map(|section| section.bytes.iter().copied()).collect();
         let notes = Self {
             prstatus: contents.vcpus.iter().zip(0..).map(|(vcpu, index)| vcpu.prstatus(index)).collect(),
             vmcoreinfo: contents.vmcoreinfo.map(<[u8]>::to_vec),
@@ -246,8 +250,8 @@ fn check_len(len: u64) -> Result<(), WriteError> {
 }
 
 /// The manifest of these contents, not checked yet.
-fn manifest(contents: &Contents) -> Manifest {
-    let entry = |section: &Section| SectionEntry {
+fn manifest(contents: &Contents, sections: &[&Section]) -> Manifest {
+    let entry = |section: &&Section| SectionEntry {
         name: section.name.clone(),
         version: section.version,
         len: section.bytes.len() as u32,
@@ -255,10 +259,10 @@ fn manifest(contents: &Contents) -> Manifest {
     };
     Manifest {
         about: contents.about.clone(),
-        parent: None,
+        parent: contents.delta.map(|delta| delta.parent.generation),
         ram: RamFormat::of(contents.ram.ranges()),
         vcpus: u32::try_from(contents.vcpus.len()).unwrap_or(u32::MAX),
-        sections: contents.sections.iter().map(entry).collect(),
+        sections: sections.iter().map(entry).collect(),
     }
 }
 
@@ -281,6 +285,7 @@ impl RamFailure {
 struct RamWriter<'a> {
     file: &'a File,
     source: &'a dyn RamSource,
+    changed: Option<&'a PageSet>,
     progress: &'a mut dyn FnMut(u64, u64),
     buf: Vec<u8>,
     digests: Vec<u64>,
@@ -290,10 +295,12 @@ struct RamWriter<'a> {
 }
 
 impl<'a> RamWriter<'a> {
-    fn new(file: &'a File, source: &'a dyn RamSource, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+    fn new(file: &'a File, contents: &'a Contents, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        let source = contents.ram;
+        let changed = contents.delta.map(|delta| &delta.changed);
         let total = source.ranges().iter().map(|range| range.len).sum();
         let buf = vec![0; CHUNK_SIZE as usize];
-        Self { file, source, progress, buf, digests: Vec::new(), data_bytes: 0, done: 0, total }
+        Self { file, source, changed, progress, buf, digests: Vec::new(), data_bytes: 0, done: 0, total }
     }
 
     fn write_range(&mut self, mapped: &MappedRange) -> Result<(), RamFailure> {
@@ -309,8 +316,11 @@ impl<'a> RamWriter<'a> {
     /// Writes what is not zero; returns the digest.
     fn write_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<u64, RamFailure> {
         let buf = &mut self.buf[..chunk.len as usize];
-        let read = |source| RamFailure::Read { gpa: chunk.gpa, source };
-        if self.source.read_chunk(chunk.gpa, buf).map_err(read)? == ChunkContent::Zero {
+        let read = match self.changed {
+            None => self.source.read_chunk(chunk.gpa, buf),
+            Some(changed) => read_changed(self.source, changed, self.done / PAGE_SIZE, chunk, buf),
+        };
+        if read.map_err(|source| RamFailure::Read { gpa: chunk.gpa, source })? == ChunkContent::Zero {
             return Ok(chunk::zero_digest(chunk.len));
         }
         for run in chunk::data_runs(buf) {
@@ -321,4 +331,25 @@ impl<'a> RamWriter<'a> {
         }
         Ok(chunk::digest(buf))
     }
+}
+
+/// Fills a chunk, which begins with the page of number `first`, with what changed; the rest is zero.
+fn read_changed(
+    source: &dyn RamSource,
+    changed: &PageSet,
+    first: u64,
+    chunk: &RamRange,
+    buf: &mut [u8],
+) -> io::Result<ChunkContent> {
+    buf.fill(0);
+    let mut content = ChunkContent::Zero;
+    for run in changed.runs(first..first + chunk.len / PAGE_SIZE) {
+        let [start, end] = [run.start, run.end].map(|page| (page - first) * PAGE_SIZE);
+        let part = &mut buf[start as usize..end as usize];
+        match source.read_chunk(chunk.gpa + start, part)? {
+            ChunkContent::Zero => part.fill(0),
+            ChunkContent::Data => content = ChunkContent::Data,
+        }
+    }
+    Ok(content)
 }

@@ -280,7 +280,14 @@ impl Notes {
 
     fn contents<'a>(&'a self, ram: &'a SavedRam) -> Contents<'a> {
         let vmcoreinfo = self.vmcoreinfo.as_deref();
-        Contents { about: self.about.clone(), vcpus: &self.vcpus, vmcoreinfo, sections: &self.sections, ram }
+        Contents {
+            about: self.about.clone(),
+            vcpus: &self.vcpus,
+            vmcoreinfo,
+            sections: &self.sections,
+            ram,
+            delta: None,
+        }
     }
 }
 

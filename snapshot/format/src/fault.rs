@@ -269,7 +269,7 @@ impl fmt::Display for Fault {
             Self::Incremental { parent } => {
                 let parent = u128::from_be_bytes(parent);
                 write!(f, "an incremental snapshot: it needs its parent {parent:032x}")?;
-                f.write_str(", and this version restores full ones only")
+                f.write_str(", and here only a full one will do (vmm flatten makes one)")
             }
             Self::Digest { gpa, len, found, expected } => write!(
                 f,

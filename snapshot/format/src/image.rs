@@ -80,25 +80,30 @@ pub struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// Checks a whole file.
+    /// Checks a whole file, of a full snapshot.
     ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(file: &'a [u8]) -> Result<Self, Fault> {
         let layout = layout(file, file.len() as u64)?;
         let notes = Notes::find(part(file, &(0..layout.ram_start()))?, &layout)?;
-        Self::new(layout, notes)
+        Self::new(layout, notes)?.full()
     }
 
-    /// Holds the notes against each other and against the program headers.
+    /// Refuses what holds only a difference to another.
+    ///
+    /// # Errors
+    /// Names that other one.
+    pub fn full(self) -> Result<Self, Fault> {
+        self.outline.parent.map_or(Ok(self), |parent| Err(Fault::Incremental { parent }))
+    }
+
+    /// Holds the notes against each other and against the program headers. It may be a difference to another; see [`Image::full`].
     ///
     /// # Errors
     /// The first contradiction.
     pub fn new(layout: Layout, notes: Notes<'a>) -> Result<Self, Fault> {
         let outline = Outline::decode(notes.manifest)?;
-        if let Some(parent) = outline.parent {
-            return Err(Fault::Incremental { parent });
-        }
         let expected = u64::from(outline.vcpus) * PRSTATUS_LEN;
         if notes.registers != expected {
             let what = Part::Named("NT_PRSTATUS notes");

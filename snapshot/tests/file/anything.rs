@@ -3,9 +3,10 @@
 use crate::{
     forge::Forge,
     forged::manifest,
-    machine::{Machine, verify},
+    machine::{Machine, verify_link},
 };
 use proptest::{collection::vec, prelude::*};
+use snapshot::{GenerationId, SectionEntry};
 use std::sync::LazyLock;
 
 static FILE: LazyLock<Vec<u8>> = LazyLock::new(|| Machine::tiny().file());
@@ -19,7 +20,10 @@ fn damage() -> impl Strategy<Value = Vec<(usize, u8)>> {
 
 /// Reads as much as a caller could.
 fn use_file(bytes: &[u8]) {
-    if let Ok(snapshot) = verify(bytes) {
+    if let Ok(snapshot) = verify_link(bytes) {
+        let pages = snapshot::delta::pages(&snapshot.manifest().ram.ranges);
+        let changed = snapshot.delta().into_iter().flat_map(|delta| delta.changed.runs(0..pages));
+        assert!(changed.map(|run| run.end).max() <= Some(pages));
         let _ = snapshot.verify_ram(&mut |_, _| ());
         assert!(snapshot.zero_bytes().unwrap() <= snapshot.manifest().ram.bytes);
         for section in snapshot.sections() {
@@ -29,6 +33,20 @@ fn use_file(bytes: &[u8]) {
             assert!(mapped.offset + mapped.range.len <= bytes.len() as u64);
         }
     }
+}
+
+/// A file that says it is a difference to another, with this list of pages.
+fn link(list: Vec<u8>) -> Vec<u8> {
+    let mut manifest = manifest();
+    manifest.parent = Some(GenerationId([0xab; 16]));
+    let crc = crc32fast::hash(&list);
+    manifest.sections = vec![SectionEntry {
+        name: snapshot::delta::DELTA.to_owned(),
+        version: 1,
+        len: list.len() as u32,
+        crc,
+    }];
+    Forge { state: list, ..Forge::new(&manifest) }.file()
 }
 
 proptest! {
@@ -61,6 +79,16 @@ proptest! {
     #[test]
     fn random_parts(manifest in vec(any::<u8>(), 0..300), state in vec(any::<u8>(), 0..50)) {
         use_file(&Forge { manifest, state, ..FORGE.clone() }.file());
+    }
+
+    #[test]
+    fn random_lists_of_pages(list in vec(any::<u8>(), 0..60)) {
+        use_file(&link(list));
+    }
+
+    #[test]
+    fn lists_of_any_pages(hint in ".{0,12}", pages in 0u64..8, bits in vec(any::<u8>(), 0..3)) {
+        use_file(&link(postcard::to_stdvec(&(1u64, hint, pages, bits)).unwrap()));
     }
 
     #[test]

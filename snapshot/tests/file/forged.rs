@@ -89,11 +89,36 @@ fn a_manifest_and_headers_that_differ_are_refused() {
 }
 
 #[test]
-fn a_difference_to_a_parent_is_refused() {
+fn a_difference_to_a_parent_says_what_changed() {
     let mut bad = manifest();
     bad.parent = Some(GenerationId([0xab; 16]));
     let message = complaint(&Forge::new(&bad));
-    assert!(message.contains(&"ab".repeat(16)), "{message}");
+    assert!(message.contains("the list of changed pages is wrong: there is none"), "{message}");
+}
+
+/// The two RAM ranges of the tiny machine have four pages.
+#[test]
+fn a_list_of_other_pages_than_ram_has_is_refused() {
+    let complaint_about = |parent, hint: &str, pages: u64, bits: Vec<u8>| {
+        let list = postcard::to_stdvec(&(0u64, hint, pages, bits)).unwrap();
+        let (len, crc) = (list.len() as u32, crc32fast::hash(&list));
+        let mut bad = manifest();
+        bad.parent = parent;
+        bad.sections = vec![SectionEntry { name: "delta".to_owned(), version: 1, len, crc }];
+        complaint(&Forge { state: list, ..Forge::new(&bad) })
+    };
+    let parent = Some(GenerationId([0xab; 16]));
+    for (pages, bits) in [(5, vec![0]), (4, vec![]), (4, vec![0, 0]), (4, vec![0x10]), (u64::MAX, vec![0])] {
+        let message = complaint_about(parent, "p", pages, bits);
+        assert!(message.contains("not of as many pages"), "{message}");
+    }
+    assert!(complaint_about(parent, "a\nb", 4, vec![0]).contains("no line of text"));
+    assert!(complaint_about(parent, &"x".repeat(5000), 4, vec![0]).contains("no line of text"));
+    assert!(complaint_about(Some(GenerationId([7; 16])), "p", 4, vec![0]).contains("its own parent"));
+    assert!(complaint_about(None, "p", 4, vec![0]).contains("but no parent"));
+    assert!(
+        complaint_about(parent, "p", 4, vec![1]).contains(&format!("needs its parent {}", "ab".repeat(16)))
+    );
 }
 
 #[test]

@@ -83,7 +83,8 @@ impl Machine {
 
     pub(crate) fn write(&self, path: &Path) -> Result<Summary, WriteError> {
         let Self { about, vcpus, vmcoreinfo, sections, ram } = self;
-        let contents = Contents { about: about.clone(), vcpus, vmcoreinfo: *vmcoreinfo, sections, ram };
+        let contents =
+            Contents { about: about.clone(), vcpus, vmcoreinfo: *vmcoreinfo, sections, ram, delta: None };
         snapshot::write(path, &contents, &mut |_, _| ())
     }
 
@@ -120,6 +121,13 @@ fn sections() -> Vec<Section> {
         Section::encode("nothing", 1, &()).unwrap(),
         Section::encode("vcpu 0", 4, &[0x1234_5678u64; 9]).unwrap(),
     ]
+}
+
+/// The same of a file that may be a difference to another.
+pub(crate) fn verify_link(bytes: &[u8]) -> Result<Snapshot, VerifyError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    UnverifiedSnapshot::open(file.path()).unwrap().verify_link()
 }
 
 /// Opens and verifies a file with these bytes.

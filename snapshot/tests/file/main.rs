@@ -12,4 +12,5 @@ mod disk_full;
 mod damage;
 mod forged;
 mod vmcore;
+mod chain;
 mod anything;

@@ -116,7 +116,7 @@ fn what_linux_makes_of_an_elfcorehdr_is_the_machine() {
     let (at, window) = (7 << 30, 8 << 30);
     let Machine { about, vcpus, vmcoreinfo, sections, ram } = &machine;
     let vmcoreinfo = *vmcoreinfo;
-    let contents = snapshot::Contents { about: about.clone(), vcpus, vmcoreinfo, sections, ram };
+    let contents = snapshot::Contents { about: about.clone(), vcpus, vmcoreinfo, sections, ram, delta: None };
     let hdr = snapshot::Elfcorehdr::new(&contents, at, window).unwrap();
     // Linux reads as many bytes of notes as p_memsz says, and stops at a note header of zeroes.
     let notes = segment(&hdr.bytes, 0);
