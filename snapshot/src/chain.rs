@@ -4,7 +4,9 @@
 //! child names, of the same RAM; a chain has an end, and no more than [`CHAIN_MAX`] links.
 
 use crate::delta::{self, Parent};
-use crate::{GenerationId, OpenError, PAGE_SIZE, Snapshot, UnverifiedSnapshot, VerifyError};
+use crate::{
+    GenerationId, OpenError, PAGE_SIZE, RamError, RamSummary, Snapshot, UnverifiedSnapshot, VerifyError,
+};
 use std::path::{Path, PathBuf};
 
 /// Most snapshots in a chain.
@@ -106,6 +108,26 @@ impl Chain {
         &self.links
     }
 
+    /// Bytes of RAM in all of them, holes included.
+    pub fn ram_bytes(&self) -> u64 {
+        self.links.iter().map(|link| link.manifest().ram.bytes).sum()
+    }
+
+    /// As [`Snapshot::verify_ram`], of all of them.
+    ///
+    /// # Errors
+    /// The first chunk that differs or cannot be read.
+    pub fn verify_ram(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<RamSummary, RamError> {
+        let (mut all, total) = (RamSummary::default(), self.ram_bytes());
+        for link in &self.links {
+            let RamSummary { ram_bytes, hole_bytes } =
+                link.verify_ram(&mut |done, _| progress(all.ram_bytes + done, total))?;
+            all.ram_bytes += ram_bytes;
+            all.hole_bytes += hole_bytes;
+        }
+        Ok(all)
+    }
+
     /// Whether it needs parents.
     pub fn is_incremental(&self) -> bool {
         self.links.len() > 1
@@ -136,6 +158,14 @@ impl Chain {
             rest = after;
         }
         pieces
+    }
+}
+
+/// One that needs no other.
+impl From<Snapshot> for Chain {
+    fn from(full: Snapshot) -> Self {
+        debug_assert!(full.delta().is_none());
+        Self { links: vec![full] }
     }
 }
 

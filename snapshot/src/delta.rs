@@ -194,7 +194,7 @@ mod tests {
         set.insert(5..40);
         set.insert(98..200);
         assert_eq!(set.runs(0..100).collect::<Vec<_>>(), [3..40, 98..100]);
-        assert_eq!(set.runs(8..20).collect::<Vec<_>>(), [8..20]);
+        assert_eq!(set.runs(8..20).next(), Some(8..20));
         assert_eq!((set.len(), set.is_of(100), set.is_of(99)), (39, true, false));
         assert!(PageSet::none_of(9).is_empty() && PageSet::none_of(9).runs(0..9).next().is_none());
     }

@@ -54,7 +54,8 @@ pub fn sections(
     let registers = vec![Registers::default(); vcpus];
     let ram = SameRam(&snapshot);
     let vmcoreinfo = snapshot.vmcoreinfo();
-    let contents = Contents { about, vcpus: &registers, vmcoreinfo, sections: &sections, ram: &ram };
+    let contents =
+        Contents { about, vcpus: &registers, vmcoreinfo, sections: &sections, ram: &ram, delta: None };
     snapshot::write(forged, &contents, &mut |_, _| {}).context("cannot forge")?;
     Ok(())
 }

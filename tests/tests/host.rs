@@ -184,3 +184,16 @@ fn a_live_snapshot_that_is_given_up_leaves_no_trace() -> Result<()> {
     let guest = guest("dirty", &dir).memory("600M").cmdline("size=512 lines=20 verify=0");
     stories::live_leaves_no_trace(&guest, dir.path())
 }
+
+/// Sixteen times: restored, changed, and only that written. What a chain has is what a whole snapshot of the same instant has.
+#[test]
+fn a_chain_of_16_is_the_machine() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::chain(&guest("dirty", &dir).memory("64M").cmdline("size=32 lines=20"), 16, dir.path())
+}
+
+#[test]
+fn a_parent_that_will_not_do_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::refused_parents(&guest("counter", &dir), dir.path())
+}

@@ -146,8 +146,14 @@ fn ram_that_no_machine_has_is_refused() -> Result<()> {
     for ranges in [vec![(mib, 4 * mib)], vec![(0, mib)], vec![(0, 4 * mib), (1 << 40, 4 * mib)]] {
         let ranges = ranges.into_iter().map(|(gpa, len)| RamRange { gpa, len }).collect();
         let (ram, vcpus) = (Zeroes(ranges), [Registers::default()]);
-        let contents =
-            Contents { about: about.clone(), vcpus: &vcpus, vmcoreinfo: None, sections: &[], ram: &ram };
+        let contents = Contents {
+            about: about.clone(),
+            vcpus: &vcpus,
+            vmcoreinfo: None,
+            sections: &[],
+            ram: &ram,
+            delta: None,
+        };
         snapshot::write(&forged, &contents, &mut |_, _| {})?;
         let image = ImageMapping::new(&File::open(&forged)?)?;
         match stub::overlay(&kvm, &image, |_| panic!("RAM is asked for")) {

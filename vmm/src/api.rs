@@ -82,6 +82,9 @@ pub struct SnapshotRequest {
     /// Whether all of each disk is read for a digest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub digest_disks: bool,
+    /// The snapshot to which this one is a difference, absolute; without it all is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<PathBuf>,
     /// Whether the guest runs on while its RAM is written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub live: bool,
@@ -367,6 +370,7 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
 fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
     let request: SnapshotRequest = parsed(body, "a snapshot request")?;
     absolute(&request.path)?;
+    request.parent.as_deref().map_or(Ok(()), absolute)?;
     if request.live && request.then.is_some() {
         return Err(ApiError::bad_request(
             "a live snapshot is of a VM that does what it did before: no `then`",

@@ -4,23 +4,23 @@
 //! written does not matter; everybody else comes first.
 
 use crate::complaint;
-use snapshot::Snapshot;
+use snapshot::Chain;
 use std::io;
 use std::thread::Builder;
 
 /// The least that a thread can ask for: setpriority(2).
 const LAST_OF_ALL: i32 = 19;
 
-/// Reads all of the snapshot's RAM in a thread of its own, at the lowest priority. `damaged` hears of the first chunk that is not what
+/// Reads all of a snapshot's RAM, and of those that it needs, in a thread of its own, at the lowest priority. `damaged` hears of the first chunk that is not what
 /// was saved, or can't be read.
 ///
 /// # Errors
 /// The host has no thread to give.
-pub fn start(snapshot: Snapshot, damaged: impl FnOnce(String) + Send + 'static) -> io::Result<()> {
+pub fn start(chain: Chain, damaged: impl FnOnce(String) + Send + 'static) -> io::Result<()> {
     let check = move || {
         // With the priority of all others it only takes more of their time.
         let _ = rustix::process::setpriority_process(None, LAST_OF_ALL);
-        if let Err(error) = snapshot.verify_ram(&mut |_, _| {}) {
+        if let Err(error) = chain.verify_ram(&mut |_, _| {}) {
             damaged(complaint::one_line(&error));
         }
     };

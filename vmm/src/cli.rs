@@ -76,6 +76,8 @@ pub enum Command {
     Stop(StopArgs),
     /// Say what a snapshot is
     Inspect(File),
+    /// Make one full snapshot of one that needs others
+    Flatten(FlattenArgs),
     /// Read every byte of a snapshot and check it
     Verify(File),
     /// Say what this host's KVM can do
@@ -253,6 +255,9 @@ pub struct SnapshotArgs {
     /// Read all of each disk for a digest, by which an unchanged one is known in another place
     #[arg(long)]
     pub digest_disks: bool,
+    /// Write only what changed since this snapshot, which the new one then needs; see docs/snapshots.md for when that is known
+    #[arg(long, value_name = "FILE")]
+    pub parent: Option<PathBuf>,
     /// Let the VM run on while its RAM, as it is now, is written
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,
@@ -419,6 +424,15 @@ pub struct Remote {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `vmm flatten`.
+#[derive(Debug, Args)]
+pub struct FlattenArgs {
+    /// The last of a chain of snapshots
+    pub chain: PathBuf,
+    /// The snapshot to write; one of that name is replaced once the new one is whole
+    pub out: PathBuf,
 }
 
 /// A snapshot to be looked at.

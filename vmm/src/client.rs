@@ -74,10 +74,15 @@ pub enum ClientError {
 ///
 /// # Errors
 /// The path is empty, or there is no current directory.
-pub fn snapshot(path: &Path, then: Option<Then>, care: DiskCare) -> Result<Command, ClientError> {
-    let path = absolute(path)?;
+pub fn snapshot(
+    path: &Path,
+    then: Option<Then>,
+    care: DiskCare,
+    parent: Option<&Path>,
+) -> Result<Command, ClientError> {
+    let (path, parent) = (absolute(path)?, parent.map(absolute).transpose()?);
     let DiskCare { keep: with_disks, digest: digest_disks, at_once: live } = care;
-    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, live }))
+    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, parent, live }))
 }
 
 /// A dump command, as [`snapshot()`].

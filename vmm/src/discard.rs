@@ -5,7 +5,7 @@
 
 use crate::ram::GuestRam;
 use devices::virtio::{Discard, Segment};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Private memory is replaced in pieces of at least this size: each is a mapping of its own, and a process has only so many.
 const REPLACED_MIN: usize = 2 << 20;
@@ -13,24 +13,29 @@ const REPLACED_MIN: usize = 2 << 20;
 /// Drops ranges of a machine's RAM.
 #[derive(Debug)]
 pub struct RamDiscard {
-    memory: GuestMemoryMmap,
+    ram: GuestRam,
 }
 
 impl RamDiscard {
     /// For this RAM.
     pub fn new(ram: &GuestRam) -> Self {
-        Self { memory: ram.memory().clone() }
+        Self { ram: ram.clone() }
     }
 }
 
 impl Discard for RamDiscard {
     fn discard(&mut self, range: Segment) {
         let len = range.len as usize;
-        let Some((region, start)) = self.memory.to_region_addr(GuestAddress(range.address)) else { return };
+        let Some((region, start)) = self.ram.memory().to_region_addr(GuestAddress(range.address)) else {
+            return;
+        };
         let Ok(slice) = region.get_slice(start, len) else { return };
         let host = slice.ptr_guard_mut().as_ptr();
         match region.file_offset() {
-            Some(_) if len >= REPLACED_MIN => replace(host, len),
+            Some(_) if len >= REPLACED_MIN => {
+                self.ram.note_dropped(range.address, range.len.into());
+                replace(host, len);
+            }
             _ => forget(host, len),
         }
     }

@@ -11,7 +11,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
-use snapshot::{GenerationId, HostNeed, NeedValue, RamError, RamRange, Snapshot};
+use snapshot::{Chain, GenerationId, HostNeed, NeedValue, RamError, RamRange, Snapshot, UnverifiedSnapshot};
 use std::path::{Path, PathBuf};
 
 /// What `vmm inspect --json` prints.
@@ -23,6 +23,10 @@ pub struct Description {
     pub generation: GenerationId,
     /// The snapshot it is a difference to.
     pub parent: Option<GenerationId>,
+    /// All the snapshots that it needs, its parent first.
+    pub needs: Vec<Needed>,
+    /// Why they can't all be had, if so; then `needs` is empty.
+    pub broken: Option<String>,
     /// Nanoseconds since 1970-01-01 UTC.
     pub created_unix_ns: u64,
     /// The program that wrote it.
@@ -51,6 +55,17 @@ pub struct Description {
     pub sections: Vec<(String, usize)>,
 }
 
+/// A snapshot that another needs.
+#[derive(Debug, Serialize)]
+pub struct Needed {
+    /// Its id.
+    pub generation: GenerationId,
+    /// Where it is.
+    pub path: PathBuf,
+    /// RAM in its file, in bytes.
+    pub resident: u64,
+}
+
 /// A snapshot's RAM.
 #[derive(Debug, Serialize)]
 pub struct Ram {
@@ -58,9 +73,11 @@ pub struct Ram {
     pub bytes: u64,
     /// What is in the file.
     pub resident: u64,
-    /// What is a hole.
+    /// What is zero, and a hole.
     pub zero: u64,
-    /// XXH3 of the digests of its chunks, in hexadecimal; the restore stub prints the same.
+    /// What is as its parent has it.
+    pub unchanged: u64,
+    /// XXH3 of the digests of its chunks, in hexadecimal; the restore stub prints the same. What is the parent's counts as zero.
     pub digest: String,
     /// Where it is in the guest.
     pub ranges: Vec<RamRange>,
@@ -97,8 +114,12 @@ pub struct Msrs {
 /// # Errors
 /// A file that is no whole snapshot of a machine.
 pub fn describe(path: &Path) -> Result<Description, LoadError> {
-    let snapshot = load::open(path)?;
+    let snapshot = UnverifiedSnapshot::open(path)?.verify_link()?;
     let state = load::state(&snapshot)?;
+    let (needs, broken) = match Chain::open(path) {
+        Ok(chain) => (chain.links()[1..].iter().map(needed).collect(), None),
+        Err(error) => (Vec::new(), Some(complaint::one_line(&error))),
+    };
     let manifest = snapshot.manifest();
     let about = &manifest.about;
     let msrs = &state.vcpus[0].msrs;
@@ -107,6 +128,8 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
         format: snapshot::FORMAT_VERSION,
         generation: about.generation,
         parent: manifest.parent,
+        needs,
+        broken,
         created_unix_ns: about.created_unix_ns,
         writer: about.writer.clone(),
         name: state.shape.name.clone(),
@@ -134,6 +157,13 @@ pub fn table(description: &Description) -> Table {
     if let Some(parent) = description.parent {
         row("parent", parent.to_string());
     }
+    for Needed { generation, path, resident } in &description.needs {
+        let path = complaint::printable(&path.display().to_string());
+        row("needs", format!("{generation}: {path}, {} in the file", mib(*resident)));
+    }
+    if let Some(why) = &description.broken {
+        row("broken", complaint::printable(why));
+    }
     row("written", format!("{} by {}", time(description.created_unix_ns), description.writer));
     row("machine", format!("{}, {} vCPU{}", description.name, description.vcpus, plural(description.vcpus)));
     row("kernel", description.kernel_version.clone().unwrap_or_else(|| "unknown".to_owned()));
@@ -141,7 +171,10 @@ pub fn table(description: &Description) -> Table {
         row("build id", id.clone());
     }
     let ram = &description.ram;
-    row("RAM", format!("{}: {} in the file, {} zero", mib(ram.bytes), mib(ram.resident), mib(ram.zero)));
+    let unchanged = description.parent.map(|_| format!(", {} unchanged", mib(ram.unchanged)));
+    let parts =
+        format!("{} in the file, {} zero{}", mib(ram.resident), mib(ram.zero), unchanged.unwrap_or_default());
+    row("RAM", format!("{}: {parts}", mib(ram.bytes)));
     for range in &ram.ranges {
         row("", format!("{:#012x}..{:#012x}", range.gpa, range.gpa + range.len));
     }
@@ -158,24 +191,24 @@ pub fn table(description: &Description) -> Table {
     table
 }
 
-/// Reads every byte of a snapshot; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
+/// Reads every byte of a snapshot, and of those that it needs; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
 ///
 /// # Errors
 /// What is damaged, and where.
 pub fn verify(path: &Path) -> Result<u64, VerifyFileError> {
-    let snapshot = load::open(path)?;
-    load::state(&snapshot)?;
-    Ok(verify_ram(&snapshot)?)
+    let chain = load::open_chain(path)?;
+    load::state(chain.top())?;
+    Ok(verify_ram(&chain)?)
 }
 
-/// Reads all RAM of a snapshot; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
+/// Reads all RAM of a snapshot, and of those that it needs; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
 ///
 /// # Errors
 /// The first chunk that is not what was saved.
-pub fn verify_ram(snapshot: &Snapshot) -> Result<u64, RamError> {
-    let bytes = snapshot.manifest().ram.bytes;
+pub fn verify_ram(chain: &Chain) -> Result<u64, RamError> {
+    let bytes = chain.ram_bytes();
     let bar = progress_bar("checking", bytes);
-    let checked = snapshot.verify_ram(&mut |done, _| bar.set_position(done));
+    let checked = chain.verify_ram(&mut |done, _| bar.set_position(done));
     bar.finish_and_clear();
     checked.map(|_| bytes)
 }
@@ -201,9 +234,20 @@ pub fn progress_bar(what: &'static str, bytes: u64) -> ProgressBar {
 /// What is in the file is what `SEEK_DATA` finds there; on a file system without holes that is everything.
 fn ram(snapshot: &Snapshot) -> Ram {
     let bytes = snapshot.manifest().ram.bytes;
-    let zero = snapshot.zero_bytes().unwrap_or(0);
+    let own = snapshot.delta().map_or(bytes, |delta| delta.changed.len() * snapshot::PAGE_SIZE);
+    let (resident, unchanged) = (resident(snapshot), bytes - own);
     let digest = format!("{:016x}", snapshot.ram_digest());
-    Ram { bytes, resident: bytes - zero, zero, digest, ranges: snapshot.manifest().ram.ranges.clone() }
+    let ranges = snapshot.manifest().ram.ranges.clone();
+    Ram { bytes, resident, zero: own.saturating_sub(resident), unchanged, digest, ranges }
+}
+
+fn resident(snapshot: &Snapshot) -> u64 {
+    snapshot.manifest().ram.bytes - snapshot.zero_bytes().unwrap_or(0)
+}
+
+fn needed(link: &Snapshot) -> Needed {
+    let generation = link.manifest().about.generation;
+    Needed { generation, path: link.path().to_owned(), resident: resident(link) }
 }
 
 fn disk(record: DiskRecord) -> Disk {

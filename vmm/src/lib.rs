@@ -50,6 +50,7 @@ pub mod live;
 pub mod stub;
 pub mod kernel_id;
 pub mod load;
+pub mod flatten;
 pub mod start;
 pub mod working_set;
 pub mod switch;

@@ -9,15 +9,18 @@ use crate::config::{self, ConfigError, Shape};
 use crate::disk::{self, Disk, DiskPlace, DiskRecord, DisksError};
 use crate::kernel_id::{self, KernelId};
 use crate::kvm::Ioctl;
-use crate::ram::{FileRange, GuestRam, RamError};
+use crate::ram::{FileRange, GuestRam, Layer, RamError};
 use crate::save::{BOARD, DISKS, SECTION_VERSION, SHAPE, VM, VOUCHER, vcpu_section};
 use crate::stub::{self, ImageMapping, Report, StubError};
 use crate::voucher::Voucher;
 use crate::{cpuid, layout};
 use kvm_ioctls::Kvm;
 use serde::de::DeserializeOwned;
-use snapshot::{OpenError, SectionError, Snapshot, UnverifiedSnapshot, VerifyError};
+use snapshot::{
+    Chain, ChainError, OpenError, Piece, SectionError, Snapshot, UnverifiedSnapshot, VerifyError,
+};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Why a snapshot was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,9 @@ pub enum LoadError {
     /// It is damaged, or something else.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// It needs another, which can't be had.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// A part is missing.
     #[error("{path}: no section `{name}`: not a machine that this monitor can restore")]
     Missing {
@@ -112,6 +118,14 @@ pub enum LoadError {
 /// It can't be opened, is damaged, or is something else.
 pub fn open(path: &Path) -> Result<Snapshot, LoadError> {
     Ok(UnverifiedSnapshot::open(path)?.verify()?)
+}
+
+/// The same of a snapshot that may be a difference to others, with these.
+///
+/// # Errors
+/// One of them can't be opened, is damaged, or is something else.
+pub fn open_chain(path: &Path) -> Result<Chain, LoadError> {
+    Ok(Chain::open(path)?)
 }
 
 /// Opens a snapshot, of which the restore stub checks everything and puts the RAM in place. What the stub has checked is then
@@ -209,7 +223,30 @@ pub fn ram(snapshot: &Snapshot) -> Result<GuestRam, LoadError> {
         .iter()
         .map(|mapped| FileRange { gpa: mapped.range.gpa, len: mapped.range.len, offset: mapped.offset })
         .collect();
-    Ok(GuestRam::from_snapshot(file, &ranges)?.watched(snapshot.path()))
+    let about = (snapshot.manifest().about.generation, snapshot.ram_digest());
+    Ok(GuestRam::from_snapshot(file, &ranges)?.watched(snapshot.path()).is_as_in(about.0, about.1))
+}
+
+/// The RAM of the last snapshot of a chain, each page mapped from the file that has it.
+///
+/// # Errors
+/// A host that won't map it.
+pub fn ram_of(chain: &Chain) -> Result<GuestRam, LoadError> {
+    let links = chain.links();
+    let base = ram(&links[links.len() - 1])?;
+    if !chain.is_incremental() {
+        return Ok(base);
+    }
+    let files = links.iter().map(|link| link.file().try_clone().map(Arc::new));
+    let files = files.collect::<Result<Vec<_>, _>>().map_err(LoadError::Descriptor)?;
+    let pieces = chain.pieces();
+    let layer = |piece: &Piece| {
+        let Piece { link, gpa, len, offset } = *piece;
+        Layer { file: &files[link], path: links[link].path(), gpa, len, offset }
+    };
+    let layers: Vec<_> = pieces.iter().filter(|piece| piece.link + 1 < links.len()).map(layer).collect();
+    let top = chain.top();
+    Ok(base.with_layers(&layers)?.is_as_in(top.manifest().about.generation, top.ram_digest()))
 }
 
 /// Refuses a snapshot of any other kernel than the one of this release or build id.

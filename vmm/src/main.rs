@@ -17,8 +17,8 @@ use vmm::api::{
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
-    AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, Remote, Run, SnapshotArgs,
-    SuspendArgs, SwitchArgs,
+    AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs, Remote, Run,
+    SnapshotArgs, SuspendArgs, SwitchArgs,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -31,7 +31,7 @@ use vmm::signals::EndSignals;
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{ask_agent, client, complaint, doctor, exec, inspect, network, start, vm};
+use vmm::{ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Command::Agent(verb) => ask_agent(&verb),
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
+        Command::Flatten(args) => flatten(&args),
         Command::Doctor { json } => examine(json),
     };
     done.unwrap_or_else(|error| {
@@ -204,7 +205,7 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
-    ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care)?)
+    ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care, args.parent.as_deref())?)
 }
 
 fn dump(args: &DumpArgs) -> Result<ExitCode> {
@@ -262,6 +263,15 @@ fn describe(args: &File) -> Result<ExitCode> {
         inspect::table(&description).trim_fmt()
     };
     print(&text)
+}
+
+fn flatten(args: &FlattenArgs) -> Result<ExitCode> {
+    let chain = load::open_chain(&args.chain)?;
+    let bar = inspect::progress_bar("writing", chain.top().manifest().ram.bytes);
+    let summary = flatten::flatten(&chain, &args.out, &mut |done, _| bar.set_position(done))?;
+    bar.finish_and_clear();
+    let (count, stored) = (chain.links().len(), summary.data_bytes >> 20);
+    print(&format!("{}: full, of {count} snapshots, {stored} MiB of RAM stored", args.out.display()))
 }
 
 fn verify(args: &File) -> Result<ExitCode> {

@@ -20,7 +20,7 @@ use crate::machine::PausedMachine;
 use crate::outcome::Outcome;
 use crate::panic_dump::OnPanic;
 use crate::run_loop::Stop;
-use crate::save::SaveError;
+use crate::save::{SaveError, Wish};
 use crate::signals::EndSignals;
 use crate::switch::{ImageWish, KernelInfo, Kernels, Newcomer, Next, SwitchError, Switched};
 use crate::tap::TapName;
@@ -28,7 +28,7 @@ use crate::terminal::{Action, HELP, Terminal};
 use devices::Request;
 use devices::virtio::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use snapshot::Summary;
+use snapshot::{Chain, Summary};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -325,6 +325,8 @@ impl Monitor {
         reply: Sender<Result<Reply, ApiError>>,
     ) -> Result<(), ApiError> {
         self.expect_no_live()?;
+        self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
+        let wish = wish(&request)?;
         if let Some(last) = self.live.take() {
             last.cancel();
         }
@@ -338,8 +340,7 @@ impl Monitor {
         if paused.has_ended() {
             return Err(ApiError::ending());
         }
-        let care = DiskCare { keep: request.with_disks, digest: false, at_once: true };
-        let frozen = paused.freeze(&request.path, care).map_err(|error| failed(&error))?;
+        let frozen = paused.freeze(wish).map_err(|error| failed(&error))?;
         drop(paused);
         let pause = (!machine.is_paused()).then(|| started.elapsed());
         let path = request.path.clone();
@@ -354,8 +355,8 @@ impl Monitor {
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
-        let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: false };
-        self.write(request.path, request.then, |paused, path| paused.save(path, care, &mut |_, _| {}))
+        let wish = wish(&request)?;
+        self.write(request.path, request.then, |paused, _| paused.save(wish, &mut |_, _| {}))
     }
 
     /// The guest does afterwards what it did before.
@@ -449,6 +450,15 @@ fn newcomer(boot: BootRequest) -> Newcomer {
     let source = BootSource { kernel, initrd, cmdline, protocol: ProtocolChoice::Auto, reserved: Vec::new() };
     let image = image.map(|ImageRequest { write_to }| ImageWish { write_to });
     Newcomer { name, source, memory: memory_bytes, vcpus, share_disks, image }
+}
+
+/// The parent is opened, with all that it needs, before the guest has to stand still.
+fn wish(request: &SnapshotRequest) -> Result<Wish, ApiError> {
+    let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: request.live };
+    let wish = Wish::new(&request.path, care);
+    let Some(parent) = &request.parent else { return Ok(wish) };
+    let chain = Chain::open(parent).map_err(|error| ApiError::conflict(complaint::one_line(&error)))?;
+    wish.since(&chain).map_err(|error| ApiError::conflict(complaint::one_line(&error)))
 }
 
 fn summary(path: PathBuf, saved: &Summary, pause: Option<Duration>, total: Duration) -> SnapshotSummary {

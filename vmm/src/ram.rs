@@ -4,15 +4,21 @@
 //! which chunks were never touched. Holds: all of it is private, so that a copy of the process keeps it as it was ([`crate::frozen`]); a
 //! restored guest's is a mapping of its snapshot, so that the file never changes and clones share its pages.
 
+mod changes;
 mod fetch;
+mod layers;
 mod page_map;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};
+use changes::Changes;
+pub use changes::ChangesError;
+pub use layers::{Layer, MAPPED_MAX};
 pub(crate) use page_map::GONE;
 use page_map::{PageMap, SHORTENED};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -67,7 +73,10 @@ pub struct GuestRam {
     windows: Vec<Window>,
     pages: Arc<PageMap>,
     kind: Kind,
-    watch: Option<Arc<Watch>>,
+    watches: Vec<Arc<Watch>>,
+    /// Guest addresses of what is mapped from other files than the first, in order.
+    layers: Arc<Vec<Range<u64>>>,
+    changes: Arc<Changes>,
 }
 
 /// What guest RAM is.
@@ -135,7 +144,8 @@ impl GuestRam {
     }
 
     fn of(memory: GuestMemoryMmap, kind: Kind, pages: PageMap) -> Self {
-        Self { memory, windows: Vec::new(), pages: Arc::new(pages), kind, watch: None }
+        let (pages, layers, changes) = (Arc::new(pages), Arc::default(), Arc::default());
+        Self { memory, windows: Vec::new(), pages, kind, watches: Vec::new(), layers, changes }
     }
 
     /// RAM whose bytes are a snapshot's, mapped privately: what the guest writes never reaches the file.
@@ -159,7 +169,7 @@ impl GuestRam {
         };
         let ranges = self.memory.iter().map(place).collect();
         let watch = file.zip(end).map(|(file, end)| lost_ram::watch(path, &file, ranges, end));
-        self.watch = watch.map(Arc::new);
+        self.watches.extend(watch.map(Arc::new));
         self
     }
 
@@ -167,8 +177,13 @@ impl GuestRam {
     pub(crate) fn while_copied<T>(&self, copy: impl FnOnce() -> T) -> T {
         self.memory.iter().for_each(|region| advise(region, libc::MADV_DOFORK));
         let made = copy();
-        self.memory.iter().for_each(|region| advise(region, libc::MADV_DONTFORK));
+        self.forbid_copies();
         made
+    }
+
+    /// What copies the process has no need of a guest's RAM, unless it says so.
+    fn forbid_copies(&self) {
+        self.memory.iter().for_each(|region| advise(region, libc::MADV_DONTFORK));
     }
 
     /// The same RAM as that child of this process has it, which it got by [`GuestRam::while_copied`]. It can be read only.
@@ -203,7 +218,7 @@ impl GuestRam {
 
     /// Why a part of it is lost, if it is.
     pub fn lost(&self) -> Option<&'static str> {
-        self.watch.as_ref().and_then(|watch| watch.why())
+        self.watches.iter().find_map(|watch| watch.why())
     }
 
     /// The mapped memory.
@@ -248,6 +263,7 @@ impl GuestRam {
             .ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?;
         let (host, len) = (region.as_ptr() as u64 + start.0, buf.len() as u64);
         let in_file = match region.file_offset() {
+            Some(_) if self.is_layered(gpa..gpa + len) => true,
             Some(behind) => holds_data(behind.file(), behind.start() + start.0, len)?,
             None => false,
         };
@@ -282,7 +298,6 @@ fn region(builder: MmapRegionBuilder, flags: i32, gpa: u64, len: u64) -> Result<
     let region = builder.build().map_err(|error| unmapped(gpa, len, error))?;
     let region = GuestRegionMmap::new(region, GuestAddress(gpa));
     let region = region.ok_or_else(|| unmapped(gpa, len, "address overflow"))?;
-    // What copies the process has no need of a guest's RAM, unless it says so.
     advise(&region, libc::MADV_DONTFORK);
     Ok(region)
 }

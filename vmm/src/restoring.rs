@@ -6,7 +6,7 @@
 use crate::operate;
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
-use snapshot::Snapshot;
+use snapshot::{Chain, Snapshot};
 use std::io::PipeWriter;
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ const A_WHILE: Duration = Duration::from_millis(500);
 pub(crate) fn restore(args: Restore) -> Result<ExitCode> {
     let (Some(count), Some(dir)) = (args.clones, args.api_dir.clone()) else { return one(&args, None) };
     if args.verify == VerifyChoice::Full {
-        inspect::verify_ram(&load::open(&args.file)?)?;
+        inspect::verify_ram(&load::open_chain(&args.file)?)?;
     }
     match clones::fork(count, &dir).with_context(|| format!("cannot start clones in {}", dir.display()))? {
         Side::Clone(number, running) => one(&numbered(args, &dir, number), Some(running)),
@@ -48,7 +48,8 @@ fn check_for_all(args: &Restore) -> Result<()> {
         complaint::say(&format!("vmm: the clones cannot go on: {why}"));
         std::process::exit(1);
     };
-    background_check::start(load::open(&args.file)?, end).context("cannot start a thread that checks RAM")
+    background_check::start(load::open_chain(&args.file)?, end)
+        .context("cannot start a thread that checks RAM")
 }
 
 /// What the clone of that number is started with.
@@ -77,29 +78,30 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
     let begun =
         args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
     let kvm = vm::open()?;
-    let (snapshot, ram, report) = open(&kvm, args)?;
+    let (chain, ram, report) = open(&kvm, args)?;
+    let snapshot = chain.top();
     if args.prefetch {
-        working_set::prefetch(&snapshot, &ram)?;
+        working_set::prefetch(snapshot, &ram)?;
     }
     if args.record_working_set {
         ram.read_singly();
     }
     if let Some(expected) = &args.expect_kernel {
-        load::expect_kernel(&snapshot, expected)?;
+        load::expect_kernel(snapshot, expected)?;
     }
     let overrides = Overrides { vsock: args.vsock.clone(), nets: args.nets.clone() };
-    let disks = load::open_disks(&snapshot, &args.disks, args.allow_changed_disks)?;
+    let disks = load::open_disks(snapshot, &args.disks, args.allow_changed_disks)?;
     if let Some(report) = report {
         complaint::say(&complaint::printable(&report.line));
     }
     operate(kvm, &args.care, &args.file, args.paused, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
-        let mut machine = start::restore(kvm, &snapshot, ram, overrides, args.time.into(), ends)?;
+        let mut machine = start::restore(kvm, chain.top(), ram, overrides, args.time.into(), ends)?;
         if let Some((begun, choice)) = begun.zip(args.timing) {
             tell_timing(&mut machine, begun, choice);
         }
         if args.record_working_set {
-            record_working_set(&mut machine, &snapshot);
+            record_working_set(&mut machine, chain.top());
         }
         if args.time == TimeChoice::Step {
             let vsock = machine.board().vsock_path().map(Into::into);
@@ -107,7 +109,7 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
         }
         // Who reads all of the file spoils the list of what the guest reads.
         if args.verify == VerifyChoice::Lazy && !args.via_stub && !args.record_working_set {
-            check_meanwhile(&mut machine, snapshot);
+            check_meanwhile(&mut machine, chain);
         }
         if !args.paused {
             machine.when_run(|| drop(running));
@@ -117,10 +119,10 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
 }
 
 /// The check begins when the guest runs, and ends it if need be.
-fn check_meanwhile(machine: &mut Machine, snapshot: Snapshot) {
+fn check_meanwhile(machine: &mut Machine, chain: Chain) {
     let alarm = machine.alarm();
     machine.when_run(move || {
-        if let Err(error) = background_check::start(snapshot, move |why| alarm.ring(why)) {
+        if let Err(error) = background_check::start(chain, move |why| alarm.ring(why)) {
             complaint::say(&format!("vmm: the guest's RAM is not checked: cannot start a thread: {error}"));
         }
     });
@@ -160,15 +162,15 @@ fn beside(name: &str, act: impl FnOnce() + Send + 'static) {
 }
 
 /// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
-fn open(kvm: &Kvm, args: &Restore) -> Result<(Snapshot, GuestRam, Option<Report>)> {
+fn open(kvm: &Kvm, args: &Restore) -> Result<(Chain, GuestRam, Option<Report>)> {
     if args.via_stub {
         let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
-        return Ok((snapshot, ram, Some(report)));
+        return Ok((snapshot.into(), ram, Some(report)));
     }
-    let snapshot = load::open(&args.file)?;
+    let chain = load::open_chain(&args.file)?;
     if args.verify == VerifyChoice::Full {
-        inspect::verify_ram(&snapshot)?;
+        inspect::verify_ram(&chain)?;
     }
-    let ram = load::ram(&snapshot)?;
-    Ok((snapshot, ram, None))
+    let ram = load::ram_of(&chain)?;
+    Ok((chain, ram, None))
 }

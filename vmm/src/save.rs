@@ -8,16 +8,20 @@ use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError, Unclaimed};
 use crate::frozen::{FreezeError, FrozenRam};
 use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
-use crate::ram::GuestRam;
+use crate::ram::{ChangesError, GuestRam};
 use crate::vcpu_state::VcpuState;
 use crate::vmcoreinfo::Place;
 use crate::voucher::Voucher;
 use crate::{cpuid, kernel, layout};
+use snapshot::chain::CHAIN_MAX;
 use snapshot::{
-    About, ChunkContent, Contents, Elfcorehdr, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange,
-    RamSource, Registers, Section, SectionError, Summary, UnverifiedSnapshot, WriteError,
+    About, Chain, ChainError, ChunkContent, Contents, Delta, Elfcorehdr, GenerationId, GuestKernel, HostNeed,
+    NeedValue, PageSet, Parent, RamRange, RamSource, Registers, Section, SectionError, SectionRef, Snapshot,
+    Summary, UnverifiedSnapshot, WriteError,
 };
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -71,6 +75,20 @@ pub enum SaveError {
     /// Its RAM can't be kept as it is while it runs on.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// It can't be a difference to that snapshot.
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
+    /// Its parents.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// It would take the place of one that it needs.
+    #[error("{} is snapshot {needed}, which the new one would need: choose another name", path.display())]
+    Needed {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        needed: GenerationId,
+    },
     /// The file.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -85,13 +103,8 @@ impl PausedMachine<'_> {
     ///
     /// # Errors
     /// See [`SaveError`]; the machine is as before.
-    pub fn save(
-        &self,
-        path: &Path,
-        care: DiskCare,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Summary, SaveError> {
-        let taken = Taken::of(self, path, care)?;
+    pub fn save(&self, wish: Wish, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
+        let taken = Taken::of(self, wish)?;
         taken.write(self.ram(), progress)
     }
 
@@ -112,9 +125,45 @@ impl PausedMachine<'_> {
     ///
     /// # Errors
     /// See [`SaveError`]; the machine is as before.
-    pub fn freeze(&self, path: &Path, care: DiskCare) -> Result<Frozen, SaveError> {
-        let taken = Taken::of(self, path, care)?;
+    pub fn freeze(&self, wish: Wish) -> Result<Frozen, SaveError> {
+        let taken = Taken::of(self, wish)?;
         Ok(Frozen { taken, ram: FrozenRam::of(self.ram())?, running: self.ram().clone() })
+    }
+}
+
+/// What is to be saved of a machine, and where.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    path: PathBuf,
+    care: DiskCare,
+    parent: Option<Parent>,
+}
+
+impl Wish {
+    /// All of it, to `path`.
+    pub fn new(path: &Path, care: DiskCare) -> Self {
+        Self { path: path.to_owned(), care, parent: None }
+    }
+
+    /// Only what changed since the last of this chain.
+    ///
+    /// # Errors
+    /// The file is one that it would need, or the chain is as long as may be.
+    pub fn since(self, chain: &Chain) -> Result<Self, SaveError> {
+        let path = || chain.top().path().to_owned();
+        if chain.links().len() >= CHAIN_MAX {
+            return Err(SaveError::Chain(ChainError::TooLong(path())));
+        }
+        let target = File::open(&self.path).and_then(|file| file.metadata()).ok();
+        let is_target = |link: &&Snapshot| {
+            let found = link.file().metadata().ok().zip(target.as_ref());
+            found.is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
+        };
+        if let Some(link) = chain.links().iter().find(is_target) {
+            return Err(SaveError::Needed { path: self.path, needed: link.manifest().about.generation });
+        }
+        let parent = Parent::of(chain.top(), &self.path);
+        Ok(Self { parent: Some(parent), ..self })
     }
 }
 
@@ -125,15 +174,19 @@ struct Taken {
     kept: Unclaimed,
     memory: u64,
     path: PathBuf,
+    parent: Option<Parent>,
 }
 
 impl Taken {
-    fn of(paused: &PausedMachine, path: &Path, care: DiskCare) -> Result<Self, SaveError> {
+    fn of(paused: &PausedMachine, wish: Wish) -> Result<Self, SaveError> {
+        let Wish { path, care, parent } = wish;
+        parent.as_ref().map_or(Ok(()), |parent| paused.ram().expect_known_since(parent))?;
         let disks = &paused.machine().disks;
-        Self::with_disks(paused, path, care.at_once, |generation| {
+        let taken = Self::with_disks(paused, &path, care.at_once, |generation| {
             disk::sync(disks)?;
-            disk::record(disks, care, path, generation)
-        })
+            disk::record(disks, care, &path, generation)
+        })?;
+        Ok(Self { parent, ..taken })
     }
 
     /// The disks are recorded after the capture has let them finish what was under way.
@@ -150,12 +203,17 @@ impl Taken {
         let vmcoreinfo = if at_once { machine.vmcoreinfo_at_once() } else { machine.vmcoreinfo() };
         let vmcoreinfo = vmcoreinfo.map_err(SaveError::ReadRam)?;
         let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
-        Ok(Self { notes, records, kept, memory: state.shape.memory, path: path.to_owned() })
+        Ok(Self { notes, records, kept, memory: state.shape.memory, path: path.to_owned(), parent: None })
     }
 
     fn write(self, ram: &dyn ReadRam, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
+        let delta = self.parent.map(|parent| {
+            let changed = ram.changed_since(&parent)?;
+            Ok::<_, SaveError>(Delta { parent, changed })
+        });
+        let delta = delta.transpose()?;
         let ram = SavedRam::new(ram, self.memory);
-        let contents = self.notes.contents(&ram);
+        let contents = Contents { delta: delta.as_ref(), ..self.notes.contents(&ram) };
         let replaced = records_at(&self.path).unwrap_or_default();
         let written = snapshot::write(&self.path, &contents, progress);
         if written.as_ref().map_or_else(WriteError::is_in_place, |_| true) {
@@ -195,6 +253,9 @@ trait ReadRam {
     /// As [`GuestRam::read_touched`].
     fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool>;
 
+    /// As [`GuestRam::changed_since`].
+    fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError>;
+
     /// Whether what was read can be relied upon.
     fn finish(&self) -> io::Result<()> {
         Ok(())
@@ -204,6 +265,10 @@ trait ReadRam {
 impl ReadRam for GuestRam {
     fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
         self.read_touched(gpa, buf)
+    }
+
+    fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
+        self.changed_since(parent)
     }
 }
 
@@ -219,6 +284,10 @@ impl ReadRam for Reading<'_> {
         let touched = self.ram.ram().read_touched(gpa, buf)?;
         self.ram.release(gpa, buf.len() as u64);
         Ok(touched)
+    }
+
+    fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
+        self.ram.ram().changed_since(parent)
     }
 
     fn finish(&self) -> io::Result<()> {
@@ -252,6 +321,33 @@ pub(crate) fn elfcorehdr(
     let vmcoreinfo = Place::default().look(ram, &state.shape).map_err(SaveError::ReadRam)?;
     let notes = Notes::new(state, &records, generation, vmcoreinfo)?;
     Ok(Elfcorehdr::new(&notes.contents(&SavedRam::new(ram, state.shape.memory)), at, window)?)
+}
+
+/// The machine that a snapshot has, with an id of its own and all of its RAM.
+///
+/// # Errors
+/// As [`PausedMachine::save`].
+pub(crate) fn rewrite(
+    of: &Snapshot,
+    state: &MachineState,
+    ram: &GuestRam,
+    path: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Summary, SaveError> {
+    let generation = GenerationId::random().map_err(SaveError::Random)?;
+    let own = |section: &SectionRef| section.name != snapshot::delta::DELTA;
+    let copy = |section: SectionRef| Section {
+        name: section.name.to_owned(),
+        version: section.version,
+        bytes: section.bytes.to_vec(),
+    };
+    let notes = Notes {
+        about: About { generation, ..of.manifest().about.clone() },
+        vcpus: state.vcpus.iter().map(debugger_registers).collect(),
+        vmcoreinfo: of.vmcoreinfo().map(<[u8]>::to_vec),
+        sections: of.sections().filter(own).map(copy).collect(),
+    };
+    Ok(snapshot::write(path, &notes.contents(&SavedRam::new(ram, state.shape.memory)), progress)?)
 }
 
 /// All of a snapshot but its RAM.
@@ -293,7 +389,7 @@ impl Notes {
 
 /// The disks of a snapshot that is to be replaced; none of what is no snapshot.
 fn records_at(path: &Path) -> Option<Vec<DiskRecord>> {
-    let snapshot = UnverifiedSnapshot::open(path).ok()?.verify().ok()?;
+    let snapshot = UnverifiedSnapshot::open(path).ok()?.verify_link().ok()?;
     let records: Vec<DiskRecord> = snapshot.section(DISKS)?.decode(SECTION_VERSION).ok()?;
     disk::check(&records).ok().map(|()| records)
 }

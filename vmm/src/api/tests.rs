@@ -118,6 +118,7 @@ fn snapshot(path: &str, then: Option<Then>) -> Command {
         then,
         with_disks: false,
         digest_disks: false,
+        parent: None,
         live: false,
     })
 }
@@ -140,6 +141,7 @@ fn the_document_has_the_types_fields_and_no_others() {
         then: Some(Then::Resume),
         with_disks: true,
         digest_disks: true,
+        parent: Some("/p".into()),
         live: true,
     };
     assert_eq!(properties("Status"), fields(&status()));
@@ -229,8 +231,11 @@ fn what_fits_no_route_is_refused_with_the_right_status() {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
         assert_eq!(refused("PUT", "/api/v1/vm.dump", body), 400, "{body}");
     }
-    let live =
-        [r#"{"path":"/a","live":true,"then":"stop"}"#, r#"{"path":"/a","live":true,"digest_disks":true}"#];
+    let live = [
+        r#"{"path":"/a","live":true,"then":"stop"}"#,
+        r#"{"path":"/a","live":true,"digest_disks":true}"#,
+        r#"{"path":"/a","parent":"b"}"#,
+    ];
     for body in [r#"{"path":"/a","then":"sleep"}"#, r#"{"path":"/a","extra":1}"#].into_iter().chain(live) {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");
     }

@@ -79,6 +79,12 @@ pub(super) fn directory(snapshot: &Path) -> PathBuf {
     target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
 }
 
+/// Whether two paths name one file that is there.
+pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
+    let found = fs::canonicalize(one).ok().zip(fs::canonicalize(other).ok());
+    found.is_some_and(|(one, other)| one == other)
+}
+
 /// Keeps a disk beside the snapshot: `<snapshot>.<id>.<generation>.disk`. The digest comes for nothing where bytes had to be
 /// read. `at_once` allows no reading.
 ///

@@ -14,8 +14,8 @@ mod uring;
 mod wish;
 
 pub use file::{DiskError, DiskFile};
-pub(crate) use keep::Unclaimed;
 pub use keep::{KeepError, KeptDisk};
+pub(crate) use keep::{Unclaimed, is_same_file};
 pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open};
 pub(crate) use record::{check, record, remove_kept};
 pub use stamp::{Digest, Stamp};

@@ -65,6 +65,15 @@ impl PageMap {
         Ok(pages)
     }
 
+    /// Names the pages of the range that are the process's own, by their numbers in it.
+    pub(super) fn each_own_page(&self, host: u64, len: u64, mut name: impl FnMut(u64)) -> io::Result<()> {
+        self.each_entry(host, len, |page, entry| {
+            if is_own(entry) {
+                name(page);
+            }
+        })
+    }
+
     /// Shows the highest byte of each page's entry, with the page's number in the range.
     fn each_entry(&self, host: u64, len: u64, mut show: impl FnMut(u64, u8)) -> io::Result<()> {
         let pages = len / PAGE_SIZE;

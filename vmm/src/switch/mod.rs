@@ -28,6 +28,7 @@ use crate::kernel;
 use crate::load;
 use crate::machine::Machine;
 use crate::restore::HostEnds;
+use crate::save::Wish;
 use crate::start;
 use crate::virtio::SlotState;
 use kvm_ioctls::Kvm;
@@ -289,7 +290,7 @@ impl Kernels {
         let (state, kept) = match file {
             None => (paused.capture()?, None),
             Some(path) => {
-                paused.save(&path, DiskCare::default(), &mut |_, _| {})?;
+                paused.save(Wish::new(&path, DiskCare::default()), &mut |_, _| {})?;
                 let snapshot = load::open(&path)?;
                 (load::state(&snapshot)?, Some(Box::new(snapshot)))
             }
