@@ -138,6 +138,33 @@ fn link(file: &File, name: &Path) -> io::Result<()> {
     Ok(rustix::fs::linkat(CWD, nameless, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
 }
 
+/// A name for a file that is needed for a while, beside another; the file is removed with it.
+#[derive(Debug)]
+pub struct Temporary(PathBuf);
+
+impl Temporary {
+    /// In the directory of `target`, where there is no file yet.
+    ///
+    /// # Errors
+    /// `target` is there and no regular file, or there are no random bytes for a name.
+    pub fn beside(target: &Path) -> Result<Self, PublishError> {
+        let target = resolve(target)?;
+        let name = temporary_name().map_err(failed("find a temporary name for", &target))?;
+        Ok(Self(target.with_file_name(name)))
+    }
+
+    /// Where the file may be.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 fn failed<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> PublishError + 'a {
     move |source| PublishError::Io { step, path: path.to_owned(), source }
 }

@@ -80,6 +80,10 @@ pub enum Command {
     Flatten(FlattenArgs),
     /// Read every byte of a snapshot and check it
     Verify(File),
+    /// Compress a snapshot that is kept for long: a Zstandard file, from which nothing runs
+    Pack(PackArgs),
+    /// Make a snapshot of what `vmm pack` wrote
+    Unpack(UnpackArgs),
     /// Say what this host's KVM can do
     Doctor {
         /// Print JSON
@@ -261,6 +265,34 @@ pub struct SnapshotArgs {
     /// Let the VM run on while its RAM, as it is now, is written
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,
+    /// Write an archive, as `vmm pack` does; it takes room for both for a while. Nothing runs from it, and it shares no memory
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["with_disks", "parent"])]
+    pub compress: Option<CompressChoice>,
+}
+
+/// How an archive is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompressChoice {
+    /// Zstandard, in the seekable format
+    Zstd,
+}
+
+/// `vmm pack`.
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// The snapshot
+    pub snapshot: PathBuf,
+    /// The archive to write; one of that name is replaced once the new one is whole
+    pub archive: PathBuf,
+}
+
+/// `vmm unpack`.
+#[derive(Debug, Args)]
+pub struct UnpackArgs {
+    /// The archive
+    pub archive: PathBuf,
+    /// The snapshot to write; one of that name is replaced once the new one is whole
+    pub snapshot: PathBuf,
 }
 
 /// `vmm dump`.

@@ -67,6 +67,7 @@ pub mod api_server;
 pub mod client;
 pub mod inspect;
 pub mod background_check;
+pub mod archive;
 mod probe;
 mod probes;
 pub mod doctor;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use devices::virtio::{BlkState, MmioState, VsockState};
 use kvm_ioctls::Kvm;
+use snapshot::publish::Temporary;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
     AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs, Remote, Run,
-    SnapshotArgs, SuspendArgs, SwitchArgs,
+    SnapshotArgs, SuspendArgs, SwitchArgs, UnpackArgs,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -31,7 +32,7 @@ use vmm::signals::EndSignals;
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, start, vm};
+use vmm::{archive, ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, start, vm};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -61,6 +62,8 @@ fn main() -> ExitCode {
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
         Command::Flatten(args) => flatten(&args),
+        Command::Pack(args) => pack(&args.snapshot, &args.archive, false),
+        Command::Unpack(args) => unpack(&args),
         Command::Doctor { json } => examine(json),
     };
     done.unwrap_or_else(|error| {
@@ -205,7 +208,23 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
-    ask(&args.remote, &client::snapshot(&args.file, args.then.map(Into::into), care, args.parent.as_deref())?)
+    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, args.parent.as_deref());
+    if args.compress.is_none() {
+        return ask(&args.remote, &verb(&args.file)?);
+    }
+    let unpacked = Temporary::beside(&args.file)?;
+    client::call(&args.remote.api, &verb(unpacked.path())?)?;
+    pack(unpacked.path(), &args.file, args.remote.json)
+}
+
+fn pack(snapshot: &Path, archive: &Path, json: bool) -> Result<ExitCode> {
+    let packed = archive::pack(snapshot, archive)?;
+    print(&if json { serde_json::to_string(&packed)? } else { archive::told(archive, packed) })
+}
+
+fn unpack(args: &UnpackArgs) -> Result<ExitCode> {
+    let unpacked = archive::unpack(&args.archive, &args.snapshot)?;
+    print(&format!("{}: {} MiB unpacked and checked", args.snapshot.display(), unpacked.snapshot >> 20))
 }
 
 fn dump(args: &DumpArgs) -> Result<ExitCode> {

@@ -222,10 +222,16 @@ pub enum Fault {
     },
 }
 
+/// How a Zstandard frame starts (RFC 8878, section 3.1.1).
+const ZSTANDARD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Empty => f.write_str("the file is empty"),
+            Self::NotElf { found: ZSTANDARD, .. } => {
+                f.write_str("a Zstandard file: `vmm unpack` makes a snapshot of what `vmm pack` wrote")
+            }
             Self::NotElf { found, len } => {
                 let found = &found[..len.min(4)];
                 write!(f, "not an ELF file: it starts with {found:02x?}, expected [7f, 45, 4c, 46]")

@@ -172,7 +172,7 @@ fn copy(from: &DiskFile, to: &File) -> io::Result<Option<Digest>> {
 }
 
 /// Leaves holes for what is zero.
-fn write_data(to: &File, at: u64, chunk: &[u8]) -> io::Result<()> {
+pub(crate) fn write_data(to: &File, at: u64, chunk: &[u8]) -> io::Result<()> {
     let is_zero = |block: &&[u8]| block.iter().all(|&byte| byte == 0);
     let blocks: Vec<_> = chunk.chunks(BLOCK).collect();
     let mut offset = at;

@@ -14,6 +14,7 @@ mod uring;
 mod wish;
 
 pub use file::{DiskError, DiskFile};
+pub(crate) use keep::write_data;
 pub use keep::{KeepError, KeptDisk};
 pub(crate) use keep::{Unclaimed, is_same_file};
 pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open};

@@ -1,0 +1,95 @@
+//! Archives, end to end: what is packed comes out again, and nothing else does.
+//!
+//! These tests need a `/dev/kvm`, and fail without.
+
+use anyhow::{Context, Result, ensure};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use tempfile::{TempDir, tempdir};
+use vmm_tests::guests::Guest;
+use vmm_tests::stories::{names, refused_in, vmm_with};
+use vmm_tests::vm::{TestVm, vmm};
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is no text")
+}
+
+/// A directory with an archive that `vmm snapshot` wrote of a running machine.
+fn archived() -> Result<(TempDir, PathBuf)> {
+    let dir = tempdir()?;
+    let guest = Guest::bare("counter", dir.path())?.memory("64M");
+    let archive = dir.path().join("archive.zst");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for(guest.pulse)?;
+    let packed = vm.ask("snapshot", &[text(&archive)?, "--compress", "zstd", "--then", "stop"])?;
+    ensure!(packed["archive_bytes"] == fs::metadata(&archive)?.len(), "{packed}");
+    ensure!(vm.wait()? == 0);
+    ensure!(names(dir.path())?.len() == 2, "more than guest and archive: {:?}", names(dir.path())?);
+    Ok((dir, archive))
+}
+
+#[test]
+fn what_is_packed_goes_on_when_it_is_unpacked() -> Result<()> {
+    let (dir, archive) = archived()?;
+    let (snapshot, again, twin) =
+        (dir.path().join("snapshot"), dir.path().join("again"), dir.path().join("twin"));
+    ensure!(vmm(["unpack", text(&archive)?, text(&snapshot)?])?.status.success());
+    let about = fs::metadata(&snapshot)?;
+    ensure!(about.blocks() * 512 < about.len() / 8, "zeroes take room: {about:?}");
+    let mut vm = TestVm::restore(&snapshot)?;
+    vm.wait_for("tick ")?;
+    drop(vm);
+
+    ensure!(vmm(["pack", text(&snapshot)?, text(&again)?])?.status.success());
+    ensure!(vmm(["unpack", text(&again)?, text(&twin)?])?.status.success());
+    ensure!(fs::read(&snapshot)? == fs::read(&twin)?, "what comes out is not what went in");
+    Ok(())
+}
+
+#[test]
+fn an_archive_is_no_snapshot_and_a_snapshot_no_archive() -> Result<()> {
+    let (dir, archive) = archived()?;
+    for verb in ["restore", "inspect", "verify"] {
+        let words = [text(&archive)?, "a Zstandard file", "vmm unpack"];
+        refused_in(dir.path(), vmm_with([verb, text(&archive)?]), 1, &words)?;
+    }
+    let guest = dir.path().join("counter");
+    let new = dir.path().join("new");
+    refused_in(
+        dir.path(),
+        vmm_with(["unpack", text(&guest)?, text(&new)?]),
+        1,
+        &[text(&guest)?, "seek table"],
+    )?;
+    refused_in(dir.path(), vmm_with(["pack", text(&guest)?, text(&new)?]), 1, &[text(&guest)?])?;
+    Ok(())
+}
+
+/// In a frame anywhere, and in the length of the seek table; what else is in there nobody needs to unpack all.
+#[test]
+fn damaged_archives_are_refused() -> Result<()> {
+    let (dir, archive) = archived()?;
+    let new = dir.path().join("new");
+    let refused =
+        || refused_in(dir.path(), vmm_with(["unpack", text(&archive)?, text(&new)?]), 1, &[text(&archive)?]);
+    let file = File::options().read(true).write(true).open(&archive)?;
+    let length = file.metadata()?.len();
+    let mut frames = [0; 4];
+    file.read_exact_at(&mut frames, length - 9)?;
+    let table = length - u64::from(u32::from_le_bytes(frames)) * 8 - 17;
+    for at in (0..table).step_by(table as usize / 40).chain([table - 1, length - 9, length - 1]) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 0x20], at)?;
+        refused().with_context(|| format!("byte {at} of {length}"))?;
+        file.write_all_at(&byte, at)?;
+    }
+    file.write_all_at(&0x07ff_ffff_u32.to_le_bytes(), length - 9)?;
+    refused()?;
+    for cut in [length - 1, length / 2, 17, 8, 0] {
+        file.set_len(cut)?;
+        refused()?;
+    }
+    Ok(())
+}

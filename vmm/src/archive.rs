@@ -1,0 +1,176 @@
+//! Archives: snapshots that are kept for long, compressed.
+//!
+//! In: a snapshot, or an archive. Out: the other. Holds: an archive is in the Zstandard seekable format, a frame for each MiB, so that
+//! `zstd -d` reads it too, and a part of it can be had without the rest; what comes out of one is checked like any snapshot before it
+//! has its name. Neither takes more memory for a larger machine.
+//!
+//! Nothing runs from an archive: pages that are shared with other machines, and come when they are touched, are those of a file as it is.
+
+use crate::complaint::printable;
+use crate::disk::write_data;
+use crate::inspect::progress_bar;
+use serde::Serialize;
+use snapshot::publish::{NewFile, PublishError};
+use snapshot::{OpenError, RamError, UnverifiedSnapshot, VerifyError};
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use zeekstd::{DecodeOptions, Decoder, EncodeOptions, FrameSizePolicy, SEEK_TABLE_INTEGRITY_SIZE};
+
+/// Uncompressed bytes of a frame, and what is in memory at a time.
+const FRAME: u32 = 1 << 20;
+/// The level that `zstd` takes as well if it isn't told another.
+const LEVEL: i32 = 3;
+/// Bytes of a frame's entry in the seek table, at least, and of what is around the table.
+const ENTRY: u64 = 8;
+const AROUND: u64 = 8 + SEEK_TABLE_INTEGRITY_SIZE as u64;
+
+/// What went wrong with an archive. Nothing new is there.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// What is to be packed, or what was unpacked.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It is no snapshot.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// Its RAM is damaged.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The new file.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// No archive, or a damaged one.
+    #[error("{} is not a usable archive: {reason}, expected what `vmm pack` writes", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder says.
+        reason: String,
+    },
+    /// The host failed.
+    #[error("cannot {step} {}", path.display())]
+    Io {
+        /// What was to be done.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// Lengths of both files, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Packed {
+    /// The snapshot's, holes included.
+    #[serde(rename = "snapshot_bytes")]
+    pub snapshot: u64,
+    /// The archive's.
+    #[serde(rename = "archive_bytes")]
+    pub archive: u64,
+}
+
+/// Writes a snapshot, all of which has been checked, as an archive. The file that `archive` names may be replaced.
+///
+/// # Errors
+/// See [`ArchiveError`].
+pub fn pack(snapshot: &Path, archive: &Path) -> Result<Packed, ArchiveError> {
+    let checked = UnverifiedSnapshot::open(snapshot)?.verify()?;
+    checked.verify_ram(&mut |_, _| {})?;
+    let new = NewFile::create(archive)?;
+    let failed = |source| ArchiveError::Io { step: "write", path: new.target().to_owned(), source };
+    let length = checked.file_len();
+    let packed = compress(checked.file(), length, new.file()).map_err(failed)?;
+    new.publish()?;
+    Ok(Packed { snapshot: length, archive: packed })
+}
+
+/// Writes the snapshot that is in an archive, once it has been checked. The file that `snapshot` names may be replaced.
+///
+/// # Errors
+/// See [`ArchiveError`].
+pub fn unpack(archive: &Path, snapshot: &Path) -> Result<Packed, ArchiveError> {
+    let unreadable = |source| ArchiveError::Io { step: "read", path: archive.to_owned(), source };
+    let unusable = |reason| ArchiveError::Archive { path: archive.to_owned(), reason };
+    let file = File::open(archive).map_err(unreadable)?;
+    let packed = file.metadata().map_err(unreadable)?.len();
+    has_room_for_its_table(&file, packed).map_err(unreadable)?.then_some(()).ok_or_else(|| {
+        unusable("it does not end with the seek table of a Zstandard seekable file".to_owned())
+    })?;
+    let decoder = DecodeOptions::new(file).into_decoder().map_err(|error| unusable(error.to_string()))?;
+    let new = NewFile::create(snapshot)?;
+    let length = decompress(decoder, new.file()).map_err(|stop| match stop {
+        Stop::Archive(reason) => unusable(reason),
+        Stop::Write(source) => ArchiveError::Io { step: "write", path: new.target().to_owned(), source },
+    })?;
+    let again = new.file().try_clone().map_err(unreadable)?;
+    let checked = UnverifiedSnapshot::of(again, snapshot.to_owned()).verify()?;
+    checked.verify_ram(&mut |_, _| {})?;
+    new.publish()?;
+    Ok(Packed { snapshot: length, archive: packed })
+}
+
+fn compress(from: &File, length: u64, to: &File) -> io::Result<u64> {
+    let options = EncodeOptions::new().compression_level(LEVEL).checksum_flag(true);
+    let options = options.frame_size_policy(FrameSizePolicy::Uncompressed(FRAME));
+    let mut encoder = options.into_encoder(BufWriter::new(to)).map_err(io::Error::other)?;
+    let (bar, mut buf) = (progress_bar("packing", length), vec![0; FRAME as usize]);
+    let mut at = 0;
+    while at < length {
+        let part = &mut buf[..(length - at).min(u64::from(FRAME)) as usize];
+        from.read_exact_at(part, at)?;
+        encoder.compress(part).map_err(io::Error::other)?;
+        at += part.len() as u64;
+        bar.set_position(at);
+    }
+    bar.finish_and_clear();
+    encoder.finish().map_err(io::Error::other)
+}
+
+enum Stop {
+    Archive(String),
+    Write(io::Error),
+}
+
+/// Zeroes become holes, so that an archive that says it is longer than any disk fills none.
+fn decompress(mut from: Decoder<'_, File>, to: &File) -> Result<u64, Stop> {
+    let length = from.seek_table().size_decomp();
+    to.set_len(length).map_err(Stop::Write)?;
+    let (bar, mut buf) = (progress_bar("unpacking", length), vec![0; FRAME as usize]);
+    let mut at = 0;
+    loop {
+        let count = from.decompress(&mut buf).map_err(|error| Stop::Archive(error.to_string()))?;
+        if count == 0 {
+            break;
+        }
+        write_data(to, at, &buf[..count]).map_err(Stop::Write)?;
+        at += count as u64;
+        bar.set_position(at);
+    }
+    bar.finish_and_clear();
+    if at == length { Ok(length) } else { Err(Stop::Archive(format!("it has {at} bytes of {length}"))) }
+}
+
+/// Whether so many frames as it says it has can be listed in it: their list is read into memory.
+fn has_room_for_its_table(archive: &File, length: u64) -> io::Result<bool> {
+    let mut end = [0; SEEK_TABLE_INTEGRITY_SIZE];
+    if length < AROUND {
+        return Ok(false);
+    }
+    archive.read_exact_at(&mut end, length - SEEK_TABLE_INTEGRITY_SIZE as u64)?;
+    let frames = u32::from_le_bytes([end[0], end[1], end[2], end[3]]);
+    let is_table = end[5..] == zeekstd::SEEKABLE_MAGIC_NUMBER.to_le_bytes();
+    Ok(is_table && u64::from(frames) * ENTRY + AROUND <= length)
+}
+
+/// For a person.
+pub fn told(archive: &Path, packed: Packed) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (from, to) = (mib(packed.snapshot), mib(packed.archive));
+    let name = printable(&archive.display().to_string());
+    format!(
+        "{name}: {from:.1} MiB packed into {to:.1} MiB; nothing runs from an archive: `vmm unpack` comes first"
+    )
+}
