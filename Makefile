@@ -4,7 +4,8 @@
 #   make test                    every test: this machine's KVM with our own guests, the lab with Linux
 #   make torture                 the long tests in the lab: 50 and 100 rounds of restore and snapshot; sockets with each kernel
 #   make check                   format, lints, documentation, unit tests
-#   make bench                   restores beside what KVM alone costs, on this machine's KVM; disks and networks beside QEMU's, in the lab
+#   make bench                   restores beside what KVM alone costs, on this machine's KVM; switches, the restore stub, and disks and networks
+#                                beside QEMU's, in the lab
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
 #     HOST=6.1|6.12|7.2          the lab's own kernel: 6.12 unless given, 6.1 with LANE=intel
 #     LANE=amd|intel             its processor
@@ -50,10 +51,15 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/dump $(v)/panic-dump $(v)/panic-dump-without-driver)'
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub $(v)/suspended-ends $(v)/vmcore-rate)'
+	LANE=intel LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch 6.1/suspended-poweroff 6.1/suspended-stub 6.12/suspended-ends 6.1/vmcore-rate'
 
 bench: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins
 	cargo run -q --release -p vmm-tests --bin bench
+	mkdir -p target/switches
+	cp target/x86_64-unknown-linux-gnu/release/stories target/switches/
+	LIMIT=900 EXTRA=target/switches cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch-cost 6.1/suspended-return 6.1/vmcore-rate 6.12/stub-rate'
+	LANE=intel LIMIT=1500 EXTRA=target/switches cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/stub-rate'
 	cargo run -q --release -p vmm-tests --bin device_bench
 
 check: setup

@@ -205,6 +205,7 @@ fn is_left(vm: &mut TestVm, guest: &Guest, image: &Guest, dir: &Path) -> Result<
     let back = ["--to", &guest.word()];
     let refusals = [
         vm.ask("snapshot", &[kept]),
+        vm.ask("snapshot", &[kept, "--live"]),
         vm.ask("switch", &[&back[..], &["--keep-in", kept]].concat()),
         suspend(vm, guest, &[]).map(|()| serde_json::Value::Null),
     ];
