@@ -33,10 +33,13 @@ impl Discard for RamDiscard {
         let host = slice.ptr_guard_mut().as_ptr();
         match region.file_offset() {
             Some(_) if len >= REPLACED_MIN => {
-                self.ram.note_dropped(range.address, range.len.into());
+                self.ram.note_dropped(range.address, range.len.into(), true);
                 replace(host, len);
             }
-            _ => forget(host, len),
+            _ => {
+                self.ram.note_dropped(range.address, range.len.into(), false);
+                forget(host, len);
+            }
         }
     }
 }

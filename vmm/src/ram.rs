@@ -8,6 +8,7 @@ mod changes;
 mod fetch;
 mod layers;
 mod page_map;
+mod track;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};
