@@ -6,12 +6,14 @@
 mod chart;
 mod clones;
 mod cold;
+mod lab;
 mod report;
 mod restores;
 mod switches;
 
 pub use clones::clones;
 pub use cold::cold;
+pub use lab::{in_the_lab, inside};
 pub use report::{Report, Row};
 pub use restores::{Subject, restores};
 pub use switches::{Cost, two_sizes};

@@ -25,6 +25,8 @@ pub struct Row {
     pub goal: Option<f64>,
     /// Each measurement.
     pub samples: Vec<f64>,
+    /// Each of what it is held against.
+    pub floors: Vec<f64>,
 }
 
 impl Row {
@@ -41,7 +43,7 @@ impl Row {
 
     /// Held against these.
     pub fn beside(mut self, floor: &[f64]) -> Self {
-        self.floor = median(floor.to_vec());
+        (self.floor, self.floors) = (median(floor.to_vec()), floor.to_vec());
         self
     }
 

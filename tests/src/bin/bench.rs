@@ -1,18 +1,19 @@
 //! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: nothing; `here` leaves the lab out. Out: one table, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
+//! In: `here`, `lab`, or nothing for both. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
 //! and its floor are measured by turns in one run.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmm_tests::bench::{Report, Row, Subject, clones, cold, restores, two_sizes};
+use vmm_tests::bench::{Report, Row, Subject, clones, cold, in_the_lab, inside, restores, two_sizes};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
 
 const ROUNDS: usize = 20;
+const LAB_ROUNDS: usize = 10;
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench");
 /// Sizes as the command line has them, and in bytes.
 const SIZES: [(&str, u64); 2] = [("256M", 256 << 20), ("8G", 8 << 30)];
@@ -28,11 +29,24 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let report = here()?;
-    println!("{}", report.table());
-    report.write(Path::new(DIR), "here")?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| show(in_the_lab(LAB_ROUNDS)?, "lab")),
+        ["here"] => show(here()?, "here").and_then(|()| stub()),
+        ["lab"] => show(in_the_lab(LAB_ROUNDS)?, "lab"),
+        ["inside", rounds] => inside(rounds.parse().context("a number of rounds")?),
+        other => bail!("{other:?}: expected `here`, `lab`, or nothing for both"),
+    }
+}
+
+fn show(report: Report, name: &str) -> Result<()> {
+    println!("{}\n", report.table());
+    report.write(Path::new(DIR), name)
+}
+
+fn stub() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    println!("\nThe restore stub beside the host's memcpy, medians:\n");
+    println!("The restore stub beside the host's memcpy, medians:\n");
     stories::stub_rate(&Guest::bare("dirty", dir.path())?.cmdline("size=96"), dir.path())
 }
 

@@ -7,14 +7,14 @@ use super::{GuestRam, Kind, PAGE_SIZE};
 use snapshot::RamRange;
 use std::io;
 use std::os::fd::AsRawFd;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bytes that are asked for at once: the host reads no more for one request, whatever it was asked for.
 const REQUEST: u64 = 128 << 10;
 
 impl GuestRam {
     /// Has every page read from its file only when it is used, and by itself, so that it can be told which are used. What others don't use now
-    /// is dropped from the page cache first. Does nothing to RAM that is no snapshot's.
+    /// is dropped from the page cache first, of the first file of a chain. Does nothing to RAM that is no snapshot's.
     pub fn read_singly(&self) {
         for region in self.memory.iter() {
             let Some(behind) = region.file_offset() else { continue };
@@ -48,15 +48,13 @@ impl GuestRam {
         Ok(used)
     }
 
-    /// Has the host begin to read a range of a snapshot's RAM. It is no error if it doesn't.
+    /// Has the host begin to read a range of a snapshot's RAM, from whichever files it is mapped. It is no error if it doesn't.
     pub fn ask_for(&self, range: &RamRange) {
-        let Some((region, start)) = self.memory.to_region_addr(GuestAddress(range.gpa)) else { return };
-        let Some(behind) = region.file_offset() else { return };
-        let first = behind.start() + start.0;
-        for at in (first..first + range.len).step_by(REQUEST as usize) {
-            let (offset, len) = (at as i64, REQUEST.min(first + range.len - at) as i64);
-            // SAFETY: the file is open; the call changes nothing but what is in the page cache.
-            unsafe { libc::posix_fadvise(behind.file().as_raw_fd(), offset, len, libc::POSIX_FADV_WILLNEED) };
+        let Some(host) = self.host_address(range.gpa, range.len) else { return };
+        for at in (0..range.len).step_by(REQUEST as usize) {
+            let len = REQUEST.min(range.len - at) as usize;
+            // SAFETY: the range lies in mappings of this RAM; the call changes nothing but what is in the page cache.
+            unsafe { libc::madvise((host + at) as *mut _, len, libc::MADV_WILLNEED) };
         }
     }
 

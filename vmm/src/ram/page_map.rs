@@ -8,7 +8,7 @@ use crate::layout::PAGE_SIZE;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub(super) const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
 /// Why frozen RAM can't be read.
@@ -28,7 +28,9 @@ const ENTRIES: u64 = 64 << 10;
 /// The memory of one process.
 #[derive(Debug)]
 pub(super) struct PageMap {
-    pagemap: File,
+    /// A child's is opened with it. This process's own is opened when it is needed first, which is not on a restore's way to the first
+    /// instruction.
+    pagemap: OnceLock<File>,
     pub(super) mem: Arc<File>,
     /// Why a read fails.
     lost: &'static str,
@@ -43,7 +45,19 @@ impl PageMap {
             opened.map_err(|source| RamError::OwnMemory { path: format!("{directory}/{file}"), source })
         };
         let lost = if process.is_none() { SHORTENED } else { GONE };
-        Ok(Self { pagemap: open("pagemap", false)?, mem: Arc::new(open("mem", process.is_none())?), lost })
+        let pagemap = OnceLock::new();
+        if process.is_some() {
+            let _ = pagemap.set(open("pagemap", false)?);
+        }
+        Ok(Self { pagemap, mem: Arc::new(open("mem", process.is_none())?), lost })
+    }
+
+    fn pagemap(&self) -> io::Result<&File> {
+        if let Some(open) = self.pagemap.get() {
+            return Ok(open);
+        }
+        let opened = File::open("/proc/self/pagemap")?;
+        Ok(self.pagemap.get_or_init(|| opened))
     }
 
     /// Whether the process has pages in the range.
@@ -95,11 +109,12 @@ impl PageMap {
     /// Shows each page's entry, with the page's number in the range.
     fn each_entry(&self, host: u64, len: u64, mut show: impl FnMut(u64, u64)) -> io::Result<()> {
         let pages = len / PAGE_SIZE;
+        let pagemap = self.pagemap()?;
         let mut entries = vec![0u8; ENTRIES.min(pages * 8) as usize];
         let mut page = 0;
         while page < pages {
             let part = &mut entries[..(ENTRIES / 8).min(pages - page) as usize * 8];
-            self.pagemap.read_exact_at(part, (host / PAGE_SIZE + page) * 8)?;
+            pagemap.read_exact_at(part, (host / PAGE_SIZE + page) * 8)?;
             let entries = part.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
             entries.zip(page..).for_each(|(entry, page)| show(page, entry));
             page += part.len() as u64 / 8;
