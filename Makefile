@@ -3,6 +3,7 @@
 #   make demo                    stock kernels are booted, take turns, are kept in files, and go on in other processes
 #   make test                    every test: this machine's KVM with our own guests, the lab with Linux
 #   make torture                 the long tests in the lab: 50 and 100 rounds of restore and snapshot; sockets with each kernel
+#   make fuzz                    hostile snapshots and chains for the reader, 10 million each unless RUNS says otherwise; needs g++
 #   make check                   format, lints, documentation, unit tests
 #   make bench                   restores beside what KVM alone costs, on this machine's KVM; switches, the restore stub, and disks and networks
 #                                beside QEMU's, in the lab
@@ -16,7 +17,7 @@
 # make itself ends with status 2 when a target fails, and says which status it was. A script that needs the status calls
 # what `make lab` calls: cargo run -q --release -p vmm-tests --bin lab -- 'shell command'
 
-.PHONY: help setup demo test torture unit bench lab check
+.PHONY: help setup demo test torture fuzz unit bench lab check
 .SILENT:
 
 # The command reaches the lab as it was typed: make must not expand its dollar signs.
@@ -52,6 +53,17 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/dump $(v)/panic-dump $(v)/panic-dump-without-driver)'
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub $(v)/suspended-ends $(v)/vmcore-rate)'
 	LANE=intel LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch 6.1/suspended-poweroff 6.1/suspended-stub 6.12/suspended-ends 6.1/vmcore-rate'
+
+# Coverage counters in all that the targets call, which needs no other compiler; findings are in target/fuzz/.
+RUNS ?= 10000000
+COUNTERS := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+fuzz: setup
+	command -v g++ >/dev/null || { echo 'make fuzz: there is no g++, which libFuzzer is built with' >&2; exit 1; }
+	cd tests/fuzz && CARGO_TARGET_DIR=../../target/fuzz/build cargo run -q --release --bin seeds -- ../../target/fuzz
+	cd tests/fuzz && RUSTFLAGS='$(COUNTERS)' CARGO_TARGET_DIR=../../target/fuzz/build-counted cargo build -q --release --bin file --bin chain
+	cd target/fuzz && for name in file chain; do \
+		build-counted/*/release/$$name -runs=$(RUNS) -max_len=60000 -artifact_prefix=$$name- -print_final_stats=1 $$name || exit 1; \
+	done
 
 bench: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins
