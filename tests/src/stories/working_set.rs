@@ -28,8 +28,8 @@ pub fn works_with_a_part(guest: &Guest, size: u64, dir: &Path) -> Result<()> {
     println!("{}: {told}", guest.name);
     let text = fs::read_to_string(&list)?;
     let (part, bytes) = ((size << 20) / 8, listed(&text)?);
-    // Some pages of code and of page tables besides; on a file system in memory what was written is there all the time.
-    ensure!(bytes >= part && bytes < part + part / 2, "{bytes} bytes of {part}: {told}");
+    // Some pages of code besides; on a file system in memory, where nothing can be dropped, as much again around those that are used.
+    ensure!(bytes >= part && bytes < 3 * part, "{bytes} bytes of {part}: {told}");
 
     drop(recorded);
     let mut fetched = TestVm::restore_with(&file, &["--prefetch", "--paused"])?;
