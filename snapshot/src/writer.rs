@@ -76,8 +76,6 @@ pub struct Summary {
     pub ram_bytes: u64,
     /// Bytes of it in pages that are not all zero.
     pub data_bytes: u64,
-    /// XXH3 of the chunk table; see [`crate::Snapshot::ram_digest`].
-    pub ram_digest: u64,
     /// Length of the file in bytes.
     pub file_len: u64,
     /// Bytes that the file system has allocated for it.
@@ -174,8 +172,7 @@ pub fn write(
     let allocated = file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
     let publish_time = started.elapsed();
     let (file_len, vmcoreinfo) = (layout.end(), contents.vmcoreinfo.is_some());
-    let ram_digest = chunk::digest(&chunk::encode_table(&digests));
-    Ok(Summary { ram_bytes, data_bytes, ram_digest, file_len, allocated, vmcoreinfo, ram_time, publish_time })
+    Ok(Summary { ram_bytes, data_bytes, file_len, allocated, vmcoreinfo, ram_time, publish_time })
 }
 
 /// The notes, except for the chunk table, of which the length is known.

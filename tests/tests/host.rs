@@ -197,9 +197,3 @@ fn a_parent_that_will_not_do_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     stories::refused_parents(&guest("counter", &dir), dir.path())
 }
-
-#[test]
-fn what_a_running_guest_changes_is_tracked() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    stories::tracked(&guest("dirty", &dir).memory("64M").cmdline("size=32 lines=20"), dir.path())
-}

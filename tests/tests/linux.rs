@@ -99,7 +99,7 @@ fn amd_image_kernels() -> Result<()> {
 /// A sample; `make torture` goes through 100. And snapshots of a guest that runs on.
 #[test]
 fn amd_20_rounds_and_live() -> Result<()> {
-    tell(amd(), &["6.12/rounds-20-cpus-1", "6.12/live"])
+    tell(amd(), &["6.12/rounds-20-cpus-1", "6.12/live", "6.12/chain"])
 }
 
 /// A sample; `make torture` goes through 50 with each kernel.

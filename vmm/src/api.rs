@@ -85,9 +85,6 @@ pub struct SnapshotRequest {
     /// The snapshot to which this one is a difference, absolute; without it all is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PathBuf>,
-    /// Whether what changes afterwards is tracked, so that a later one may be a difference to this.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub track: bool,
     /// Whether the guest runs on while its RAM is written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub live: bool,

@@ -262,9 +262,6 @@ pub struct SnapshotArgs {
     /// Write only what changed since this snapshot, which the new one then needs; see docs/snapshots.md for when that is known
     #[arg(long, value_name = "FILE")]
     pub parent: Option<PathBuf>,
-    /// Track what the VM changes afterwards, so that a later snapshot may have this one as its parent
-    #[arg(long)]
-    pub track: bool,
     /// Let the VM run on while its RAM, as it is now, is written
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,

@@ -70,15 +70,6 @@ pub enum ClientError {
     Print(#[source] io::Error),
 }
 
-/// What a snapshot is a difference to, and whether later ones may be differences to it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Since<'a> {
-    /// Its parent.
-    pub parent: Option<&'a Path>,
-    /// Whether what changes afterwards is tracked.
-    pub track: bool,
-}
-
 /// A snapshot command; a relative path is taken from here, not from the VMM's directory. A live snapshot is one that `care` wants at once.
 ///
 /// # Errors
@@ -87,12 +78,11 @@ pub fn snapshot(
     path: &Path,
     then: Option<Then>,
     care: DiskCare,
-    since: Since<'_>,
+    parent: Option<&Path>,
 ) -> Result<Command, ClientError> {
-    let Since { parent, track } = since;
     let (path, parent) = (absolute(path)?, parent.map(absolute).transpose()?);
     let DiskCare { keep: with_disks, digest: digest_disks, at_once: live } = care;
-    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, parent, track, live }))
+    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, parent, live }))
 }
 
 /// A dump command, as [`snapshot()`].

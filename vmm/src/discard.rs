@@ -33,13 +33,10 @@ impl Discard for RamDiscard {
         let host = slice.ptr_guard_mut().as_ptr();
         match region.file_offset() {
             Some(_) if len >= REPLACED_MIN => {
-                self.ram.note_dropped(range.address, range.len.into(), true);
+                self.ram.note_dropped(range.address, range.len.into());
                 replace(host, len);
             }
-            _ => {
-                self.ram.note_dropped(range.address, range.len.into(), false);
-                forget(host, len);
-            }
+            _ => forget(host, len),
         }
     }
 }

@@ -208,8 +208,7 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
-    let since = client::Since { parent: args.parent.as_deref(), track: args.track };
-    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, since);
+    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, args.parent.as_deref());
     if args.compress.is_none() {
         return ask(&args.remote, &verb(&args.file)?);
     }

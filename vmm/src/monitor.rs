@@ -455,7 +455,7 @@ fn newcomer(boot: BootRequest) -> Newcomer {
 /// The parent is opened, with all that it needs, before the guest has to stand still.
 fn wish(request: &SnapshotRequest) -> Result<Wish, ApiError> {
     let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: request.live };
-    let wish = Wish::new(&request.path, care).tracked(request.track);
+    let wish = Wish::new(&request.path, care);
     let Some(parent) = &request.parent else { return Ok(wish) };
     let chain = Chain::open(parent).map_err(|error| ApiError::conflict(complaint::one_line(&error)))?;
     wish.since(&chain).map_err(|error| ApiError::conflict(complaint::one_line(&error)))

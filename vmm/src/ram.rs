@@ -8,7 +8,6 @@ mod changes;
 mod fetch;
 mod layers;
 mod page_map;
-mod track;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};

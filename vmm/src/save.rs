@@ -137,18 +137,12 @@ pub struct Wish {
     path: PathBuf,
     care: DiskCare,
     parent: Option<Parent>,
-    track: bool,
 }
 
 impl Wish {
     /// All of it, to `path`.
     pub fn new(path: &Path, care: DiskCare) -> Self {
-        Self { path: path.to_owned(), care, parent: None, track: false }
-    }
-
-    /// What changes afterwards is tracked, if so, so that a later one may be a difference to this.
-    pub fn tracked(self, track: bool) -> Self {
-        Self { track, ..self }
+        Self { path: path.to_owned(), care, parent: None }
     }
 
     /// Only what changed since the last of this chain.
@@ -181,28 +175,18 @@ struct Taken {
     memory: u64,
     path: PathBuf,
     parent: Option<Parent>,
-    /// What changed since the parent, if that can be told only while the machine stands still.
-    changed: Option<PageSet>,
-    /// The RAM that is tracked from here on.
-    tracked: Option<GuestRam>,
 }
 
 impl Taken {
     fn of(paused: &PausedMachine, wish: Wish) -> Result<Self, SaveError> {
-        let Wish { path, care, parent, track } = wish;
+        let Wish { path, care, parent } = wish;
         parent.as_ref().map_or(Ok(()), |parent| paused.ram().expect_known_since(parent))?;
         let disks = &paused.machine().disks;
         let taken = Self::with_disks(paused, &path, care.at_once, |generation| {
             disk::sync(disks)?;
             disk::record(disks, care, &path, generation)
         })?;
-        let ram = paused.ram();
-        let changed = parent.as_ref().filter(|_| track || ram.is_tracked());
-        let changed = changed.map(|parent| ram.changed_since(parent)).transpose()?;
-        if track {
-            ram.track()?;
-        }
-        Ok(Self { parent, changed, tracked: track.then(|| ram.clone()), ..taken })
+        Ok(Self { parent, ..taken })
     }
 
     /// The disks are recorded after the capture has let them finish what was under way.
@@ -219,21 +203,12 @@ impl Taken {
         let vmcoreinfo = if at_once { machine.vmcoreinfo_at_once() } else { machine.vmcoreinfo() };
         let vmcoreinfo = vmcoreinfo.map_err(SaveError::ReadRam)?;
         let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
-        Ok(Self {
-            notes,
-            records,
-            kept,
-            memory: state.shape.memory,
-            path: path.to_owned(),
-            parent: None,
-            changed: None,
-            tracked: None,
-        })
+        Ok(Self { notes, records, kept, memory: state.shape.memory, path: path.to_owned(), parent: None })
     }
 
     fn write(self, ram: &dyn ReadRam, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
         let delta = self.parent.map(|parent| {
-            let changed = self.changed.map_or_else(|| ram.changed_since(&parent), Ok)?;
+            let changed = ram.changed_since(&parent)?;
             Ok::<_, SaveError>(Delta { parent, changed })
         });
         let delta = delta.transpose()?;
@@ -245,9 +220,6 @@ impl Taken {
             self.kept.claim();
         }
         let summary = written?;
-        if let Some(ram) = &self.tracked {
-            ram.began_as(self.notes.about.generation, summary.ram_digest);
-        }
         disk::remove_kept(&replaced, &self.records, &self.path);
         Ok(summary)
     }

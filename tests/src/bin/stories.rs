@@ -127,7 +127,6 @@ fn all() -> Vec<(String, Story)> {
         add("live", Box::new(move |dir| live(version, dir)));
         let witness = move || linux("witness").cpus(2).proof("witness round=");
         add("chain", Box::new(move |dir| stories::chain(&witness(), 2, dir)));
-        add("tracked", Box::new(move |dir| stories::tracked(&witness(), dir)));
         for count in [5, 50] {
             add(
                 &format!("disk-commits-{count}"),

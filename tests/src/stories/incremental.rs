@@ -40,39 +40,6 @@ pub fn chain(guest: &Guest, links: usize, dir: &Path) -> Result<()> {
     (0..2).try_for_each(|_| vm.wait_for(guest.proof).map(drop))
 }
 
-/// A machine that was booted, and then one that was restored, has what it changes tracked from a snapshot on, and writes differences to that and
-/// to each other, live ones too. They have what whole snapshots of the same instants have.
-///
-/// # Errors
-/// They have something else, or the guest finds something lost.
-pub fn tracked(guest: &Guest, dir: &Path) -> Result<()> {
-    let mut last = dir.join("0");
-    let mut vm = TestVm::start(&guest.run_args())?;
-    for link in 0..6 {
-        vm.wait_for(guest.proof)?;
-        vm.ask("pause", &[])?;
-        let file = dir.join(format!("link {link}"));
-        let live: &[&str] = [&[], &["--live"][..]][link % 2];
-        match link {
-            // Nothing is known yet; after a restore it is, tracked or not.
-            0 => drop(vm.ask("snapshot", &[&["--track", text(&file)?], live].concat())?),
-            _ => drop(since(&vm, &last, &file, &[&["--track"], live].concat())?),
-        }
-        let [whole, flat] = ["whole", "flat"].map(|name| dir.join(name));
-        vm.snapshot(&whole, "pause")?;
-        done(&["flatten", text(&file)?, text(&flat)?])?;
-        oracle::same_machine(&flat, &whole)?;
-        last = file;
-        if link == 2 {
-            vm = TestVm::restore(&last)?;
-        } else {
-            vm.ask("resume", &[])?;
-        }
-    }
-    let mut vm = TestVm::restore(&last)?;
-    (0..2).try_for_each(|_| vm.wait_for(guest.proof).map(drop))
-}
-
 /// A snapshot that it is no difference to, or that isn't there, or that would be overwritten, is refused with its name; and so is a difference
 /// where all is needed.
 ///

@@ -119,7 +119,6 @@ fn snapshot(path: &str, then: Option<Then>) -> Command {
         with_disks: false,
         digest_disks: false,
         parent: None,
-        track: false,
         live: false,
     })
 }
@@ -143,7 +142,6 @@ fn the_document_has_the_types_fields_and_no_others() {
         with_disks: true,
         digest_disks: true,
         parent: Some("/p".into()),
-        track: true,
         live: true,
     };
     assert_eq!(properties("Status"), fields(&status()));

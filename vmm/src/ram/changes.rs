@@ -1,9 +1,8 @@
 //! What changed in guest RAM since a snapshot.
 //!
-//! In: the snapshot that RAM was mapped from, or one with which tracking began. Out: the pages that are not as it has them. Holds: where nothing is known, nothing is
+//! In: the snapshot that RAM was mapped from. Out: the pages that are not as it has them. Holds: where nothing is known, nothing is
 //! said; a page too many is only a waste, a page too few would be another machine.
 
-use super::track::Tracker;
 use super::{GuestRam, Kind};
 use crate::layout::PAGE_SIZE;
 use snapshot::{GenerationId, PageSet, Parent};
@@ -16,7 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 pub enum ChangesError {
     /// There is no snapshot since which it is.
     #[error(
-        "nothing is known of what changed in this VM's RAM since snapshot {parent}: it was not restored from it, nor was that taken with --track"
+        "nothing is known of what changed in this VM's RAM since snapshot {parent}: it was not restored from it"
     )]
     Unknown {
         /// The one that was asked for.
@@ -30,11 +29,6 @@ pub enum ChangesError {
         /// The other.
         known: GenerationId,
     },
-    /// The host can't mark pages.
-    #[error(
-        "this host can't track what a guest changes (userfaultfd, with asynchronous write protection: Linux 6.7)"
-    )]
-    NoTracking(#[source] io::Error),
     /// The host won't say.
     #[error("cannot see which pages of guest RAM changed")]
     Look(#[from] io::Error),
@@ -50,8 +44,6 @@ struct Known {
     since: Option<(GenerationId, u64)>,
     /// Pages that show nothing of it any more, though nobody wrote them.
     dropped: Option<PageSet>,
-    /// Marks what has not changed, since tracking began. Without it what was written is what is not the file's.
-    tracker: Option<Tracker>,
 }
 
 impl Changes {
@@ -67,11 +59,10 @@ impl GuestRam {
         self
     }
 
-    /// Notes that a range shows zeroes now, whatever it was mapped from; or, if not `zero`, what it was mapped from again, which is no change if
-    /// changes are known since that.
-    pub(crate) fn note_dropped(&self, gpa: u64, len: u64, zero: bool) {
+    /// Notes that a range shows zeroes now, whatever it was mapped from.
+    pub(crate) fn note_dropped(&self, gpa: u64, len: u64) {
         let mut known = self.changes.known();
-        if (known.tracker.is_some() || zero && known.since.is_some())
+        if known.since.is_some()
             && let Some(first) = self.page_number(gpa)
         {
             let dropped = known.dropped.get_or_insert_with(|| PageSet::none_of(self.page_count()));
@@ -97,54 +88,21 @@ impl GuestRam {
     /// See [`ChangesError`].
     pub fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
         self.expect_known_since(parent)?;
-        let tracked = self.is_tracked();
-        let unfit = if tracked { Kind::Frozen } else { Kind::Fresh };
-        if self.kind == unfit {
+        let mut changed = PageSet::none_of(self.page_count());
+        if self.kind == Kind::Fresh {
             return Err(ChangesError::Unknown { parent: parent.generation });
         }
-        let mut changed = PageSet::none_of(self.page_count());
         let mut first = 0;
         for region in self.memory.iter() {
-            let (host, len) = (region.as_ptr() as u64, region.len());
-            let note = |page| changed.insert(first + page..first + page + 1);
-            match tracked {
-                true => self.pages.each_unmarked_page(host, len, note)?,
-                false => self.pages.each_own_page(host, len, note)?,
-            }
-            first += len / PAGE_SIZE;
+            self.pages.each_own_page(region.as_ptr() as u64, region.len(), |page| {
+                changed.insert(first + page..first + page + 1);
+            })?;
+            first += region.len() / PAGE_SIZE;
         }
         if let Some(dropped) = &self.changes.known().dropped {
             changed.insert_all(dropped);
         }
         Ok(changed)
-    }
-
-    /// Whether changes are known because they are tracked; a child does not have the marks.
-    pub fn is_tracked(&self) -> bool {
-        self.changes.known().tracker.is_some()
-    }
-
-    /// Has what changes from now on tracked. Nobody may write RAM meanwhile. What changed until now is known no more.
-    ///
-    /// # Errors
-    /// The host can't.
-    pub fn track(&self) -> Result<(), ChangesError> {
-        let mut known = self.changes.known();
-        let tracker = known.tracker.take().map_or_else(Tracker::new, Ok).map_err(ChangesError::NoTracking)?;
-        *known = Known::default();
-        for region in self.memory.iter() {
-            tracker.mark(region.as_ptr() as u64, region.len()).map_err(ChangesError::NoTracking)?;
-        }
-        known.tracker = Some(tracker);
-        Ok(())
-    }
-
-    /// When tracking began RAM was as that snapshot has it.
-    pub fn began_as(&self, snapshot: GenerationId, digest: u64) {
-        let mut known = self.changes.known();
-        if known.tracker.is_some() {
-            known.since = Some((snapshot, digest));
-        }
     }
 
     fn page_count(&self) -> u64 {
@@ -195,38 +153,6 @@ mod tests {
         let changed = ram.changed_since(&parent(ID, 5)).unwrap();
         let runs: Vec<_> = changed.runs(0..4096).collect();
         assert_eq!(runs, [2049..2050, 2048 + 512..2048 + 1024]);
-    }
-
-    /// Written, dropped in small and in large; what was only read, or never touched, has not changed.
-    #[test]
-    fn tracked_ram_tells_what_changed_whatever_it_is() {
-        for ram in [GuestRam::new(16 << 20).unwrap(), ram()] {
-            ram.memory().write_slice(&[1; 4 << 20], GuestAddress(0)).unwrap();
-            let tracking = ram.track();
-            if let Err(ChangesError::NoTracking(error)) = &tracking {
-                eprintln!("SKIPPED: this host can't track changes (Linux 6.7 can): {error}");
-                return;
-            }
-            tracking.unwrap();
-            ram.began_as(ID, 9);
-            assert!(ram.changed_since(&parent(ID, 9)).unwrap().is_empty());
-            let _: u8 = ram.memory().read_obj(GuestAddress(0x5000)).unwrap();
-            ram.memory().write_obj(1u8, GuestAddress(0x3000)).unwrap();
-            ram.writer().write(7 << 20, &[1]).unwrap();
-            RamDiscard::new(&ram).discard(Segment { address: 0x8000, len: 4096 });
-            RamDiscard::new(&ram).discard(Segment { address: 2 << 20, len: 2 << 20 });
-            let changed = ram.changed_since(&parent(ID, 9)).unwrap();
-            let runs: Vec<_> = changed.runs(0..4096).collect();
-            assert_eq!(runs, [3..4, 8..9, 512..1024, 1792..1793]);
-            // Again, with what was put in place of what was dropped.
-            ram.track().unwrap();
-            assert!(ram.changed_since(&parent(ID, 9)).is_err());
-            ram.began_as(ID, 10);
-            ram.memory().write_obj(1u8, GuestAddress(2 << 20)).unwrap();
-            let changed = ram.changed_since(&parent(ID, 10)).unwrap();
-            assert_eq!(changed.runs(0..4096).next(), Some(512..513));
-            assert_eq!(changed.len(), 1);
-        }
     }
 
     #[test]

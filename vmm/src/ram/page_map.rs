@@ -15,13 +15,9 @@ pub(super) const SHORTENED: &str = "the file that it is mapped from was shortene
 pub(crate) const GONE: &str =
     "the copy of this process that has it as it was is gone: the host may be short of memory";
 
-/// Bits of an entry (Documentation/admin-guide/mm/pagemap.rst): present, swapped out; a file's page; marked by a tracker.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const OF_A_FILE: u64 = 1 << 61;
-const MARKED: u64 = 1 << 57;
-/// The swap type of a mark where there is no page at all. Who may not see swap types sees 0, and takes such a mark for a page.
-const NO_PAGE: u64 = 0x1f;
+/// Bits of an entry's highest byte (Documentation/admin-guide/mm/pagemap.rst): present, swapped out; a file's page.
+const HERE: u8 = 0b1100_0000;
+const OF_A_FILE: u8 = 0b0010_0000;
 /// Bytes of entries that are read at a time: for 32 MiB.
 const ENTRIES: u64 = 64 << 10;
 
@@ -63,14 +59,14 @@ impl PageMap {
     /// Whether the process has pages in the range.
     pub(super) fn has_pages(&self, host: u64, len: u64) -> io::Result<bool> {
         let mut found = false;
-        self.each_entry(host, len, |_, entry| found |= is_here(entry))?;
+        self.each_entry(host, len, |_, entry| found |= entry & HERE != 0)?;
         Ok(found)
     }
 
     /// Names the pages of the range that the process has, by their number in it.
     pub(super) fn each_page(&self, host: u64, len: u64, mut name: impl FnMut(u64)) -> io::Result<()> {
         self.each_entry(host, len, |page, entry| {
-            if is_here(entry) {
+            if entry & HERE != 0 {
                 name(page);
             }
         })
@@ -92,22 +88,8 @@ impl PageMap {
         })
     }
 
-    /// Names the pages of the range that have no mark of a tracker, by their numbers in it.
-    pub(super) fn each_unmarked_page(
-        &self,
-        host: u64,
-        len: u64,
-        mut name: impl FnMut(u64),
-    ) -> io::Result<()> {
-        self.each_entry(host, len, |page, entry| {
-            if entry & MARKED == 0 {
-                name(page);
-            }
-        })
-    }
-
-    /// Shows each page's entry, with the page's number in the range.
-    fn each_entry(&self, host: u64, len: u64, mut show: impl FnMut(u64, u64)) -> io::Result<()> {
+    /// Shows the highest byte of each page's entry, with the page's number in the range.
+    fn each_entry(&self, host: u64, len: u64, mut show: impl FnMut(u64, u8)) -> io::Result<()> {
         let pages = len / PAGE_SIZE;
         let pagemap = self.pagemap()?;
         let mut entries = vec![0u8; ENTRIES.min(pages * 8) as usize];
@@ -115,8 +97,7 @@ impl PageMap {
         while page < pages {
             let part = &mut entries[..(ENTRIES / 8).min(pages - page) as usize * 8];
             pagemap.read_exact_at(part, (host / PAGE_SIZE + page) * 8)?;
-            let entries = part.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
-            entries.zip(page..).for_each(|(entry, page)| show(page, entry));
+            part.chunks_exact(8).zip(page..).for_each(|(entry, page)| show(page, entry[7]));
             page += part.len() as u64 / 8;
         }
         Ok(())
@@ -127,11 +108,6 @@ impl PageMap {
     }
 }
 
-fn is_here(entry: u64) -> bool {
-    let only_marked = entry & MARKED != 0 && entry & NO_PAGE == NO_PAGE;
-    entry & PRESENT != 0 || entry & SWAPPED != 0 && !only_marked
-}
-
-fn is_own(entry: u64) -> bool {
-    is_here(entry) && entry & OF_A_FILE == 0
+fn is_own(entry: u8) -> bool {
+    entry & HERE != 0 && entry & OF_A_FILE == 0
 }
