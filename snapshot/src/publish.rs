@@ -157,6 +157,15 @@ impl Temporary {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Has the file stay, under this name.
+    ///
+    /// # Errors
+    /// The host refuses; the file stays where it is.
+    pub fn keep_as(self, name: &Path) -> io::Result<()> {
+        let path = std::mem::ManuallyDrop::new(self);
+        fs::rename(&path.0, name)
+    }
 }
 
 impl Drop for Temporary {

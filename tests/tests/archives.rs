@@ -6,10 +6,11 @@ use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::{TempDir, tempdir};
 use vmm_tests::guests::Guest;
-use vmm_tests::stories::{names, refused_in, vmm_with};
-use vmm_tests::vm::{TestVm, vmm};
+use vmm_tests::stories::{names, refused, refused_in, vmm_with};
+use vmm_tests::vm::{TestVm, program, vmm};
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is no text")
@@ -64,6 +65,25 @@ fn an_archive_is_no_snapshot_and_a_snapshot_no_archive() -> Result<()> {
     )?;
     refused_in(dir.path(), vmm_with(["pack", text(&guest)?, text(&new)?]), 1, &[text(&guest)?])?;
     Ok(())
+}
+
+/// The VM has ended when there turns out to be no room for an archive.
+#[test]
+fn a_snapshot_that_cannot_be_packed_stays() -> Result<()> {
+    let dir = tempdir()?;
+    let guest = Guest::bare("counter", dir.path())?.memory("4M");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for(guest.pulse)?;
+    let (archive, kept) = (dir.path().join("archive"), dir.path().join("archive.unpacked"));
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 1; exec \"$@\"", "sh", text(&program())?]);
+    command
+        .args(["snapshot", "--compress", "zstd", "--then", "stop", "--api"])
+        .arg(vm.socket())
+        .arg(&archive);
+    refused(command, 1, &[text(&archive)?, "too large", text(&kept)?])?;
+    ensure!(vm.wait()? == 0 && !archive.exists());
+    TestVm::restore(&kept)?.wait_for(guest.pulse).map(drop)
 }
 
 /// In a frame anywhere, and in the length of the seek table; what else is in there nobody needs to unpack all.

@@ -28,7 +28,7 @@ use vmm::machine::Machine;
 use vmm::monitor::{Calls, Inputs, Monitor};
 use vmm::outcome::Outcome;
 use vmm::restore::HostEnds;
-use vmm::signals::EndSignals;
+use vmm::signals::{self, EndSignals};
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
@@ -37,6 +37,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
     share_one_heap();
+    signals::let_long_writes_fail();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
@@ -215,6 +216,14 @@ fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let unpacked = Temporary::beside(&args.file)?;
     client::call(&args.remote.api, &verb(unpacked.path())?)?;
     pack(unpacked.path(), &args.file, args.remote.json)
+        .or_else(|error| not_packed(error, unpacked, &args.file))
+}
+
+/// There may be no VM any more that could be saved again, so the snapshot stays.
+fn not_packed(error: anyhow::Error, snapshot: Temporary, archive: &Path) -> Result<ExitCode> {
+    let (path, kept) = (snapshot.path().to_owned(), archive.with_added_extension("unpacked"));
+    let place = snapshot.keep_as(&kept).map_or(path, |()| kept);
+    Err(error.context(format!("the snapshot is whole, but not packed: it is {}", place.display())))
 }
 
 fn pack(snapshot: &Path, archive: &Path, json: bool) -> Result<ExitCode> {

@@ -13,14 +13,18 @@ const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 #[derive(Debug)]
 pub struct EndSignals(OwnedFd);
 
+/// Has a write beyond the limit on a file's size fail with EFBIG, as any other write that finds no room.
+pub fn let_long_writes_fail() {
+    // SAFETY: to ignore a signal needs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 impl EndSignals {
     /// Holds the signals back in this thread and in every thread that it starts later.
     ///
     /// # Errors
     /// No descriptor was left.
     pub fn hold() -> io::Result<Self> {
-        // SAFETY: to ignore a signal needs no handler. The write that raised it fails with EFBIG.
-        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let set = ending_set();
         // SAFETY: `set` is a whole sigset, and the old one isn't asked for.
         let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
