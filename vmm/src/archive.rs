@@ -13,18 +13,18 @@ use serde::Serialize;
 use snapshot::publish::{NewFile, PublishError};
 use snapshot::{OpenError, RamError, UnverifiedSnapshot, VerifyError};
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use zeekstd::{DecodeOptions, Decoder, EncodeOptions, FrameSizePolicy, SEEK_TABLE_INTEGRITY_SIZE};
+use zeekstd::{EncodeOptions, FrameSizePolicy};
+use zstd::stream::read::Decoder;
 
 /// Uncompressed bytes of a frame, and what is in memory at a time.
 const FRAME: u32 = 1 << 20;
 /// The level that `zstd` takes as well if it isn't told another.
 const LEVEL: i32 = 3;
-/// Bytes of a frame's entry in the seek table, at least, and of what is around the table.
-const ENTRY: u64 = 8;
-const AROUND: u64 = 8 + SEEK_TABLE_INTEGRITY_SIZE as u64;
+/// Binary logarithm of the most memory that the decoder takes for a frame, in bytes: several times what a frame needs.
+const WINDOW_LOG: u32 = 23;
 
 /// What went wrong with an archive. Nothing new is there.
 #[derive(Debug, thiserror::Error)]
@@ -96,12 +96,8 @@ pub fn unpack(archive: &Path, snapshot: &Path) -> Result<Packed, ArchiveError> {
     let unusable = |reason| ArchiveError::Archive { path: archive.to_owned(), reason };
     let file = File::open(archive).map_err(unreadable)?;
     let packed = file.metadata().map_err(unreadable)?.len();
-    has_room_for_its_table(&file, packed).map_err(unreadable)?.then_some(()).ok_or_else(|| {
-        unusable("it does not end with the seek table of a Zstandard seekable file".to_owned())
-    })?;
-    let decoder = DecodeOptions::new(file).into_decoder().map_err(|error| unusable(error.to_string()))?;
     let new = NewFile::create(snapshot)?;
-    let length = decompress(decoder, new.file()).map_err(|stop| match stop {
+    let length = decompress(file, packed, new.file()).map_err(|stop| match stop {
         Stop::Archive(reason) => unusable(reason),
         Stop::Write(source) => ArchiveError::Io { step: "write", path: new.target().to_owned(), source },
     })?;
@@ -134,35 +130,25 @@ enum Stop {
     Write(io::Error),
 }
 
-/// Zeroes become holes, so that an archive that says it is longer than any disk fills none.
-fn decompress(mut from: Decoder<'_, File>, to: &File) -> Result<u64, Stop> {
-    let length = from.seek_table().size_decomp();
-    to.set_len(length).map_err(Stop::Write)?;
-    let (bar, mut buf) = (progress_bar("unpacking", length), vec![0; FRAME as usize]);
-    let mut at = 0;
+/// Frame by frame, as `zstd -d` does: what the seek table says is not believed. Zeroes become holes, so that an archive of more zeroes than
+/// any disk has room for fills none.
+fn decompress(from: File, packed: u64, to: &File) -> Result<u64, Stop> {
+    let damaged = |error: io::Error| Stop::Archive(error.to_string());
+    let bar = progress_bar("unpacking", packed);
+    let mut decoder = Decoder::new(bar.wrap_read(from)).map_err(damaged)?;
+    decoder.window_log_max(WINDOW_LOG).map_err(damaged)?;
+    let (mut buf, mut at) = (vec![0; FRAME as usize], 0);
     loop {
-        let count = from.decompress(&mut buf).map_err(|error| Stop::Archive(error.to_string()))?;
+        let count = decoder.read(&mut buf).map_err(damaged)?;
         if count == 0 {
             break;
         }
         write_data(to, at, &buf[..count]).map_err(Stop::Write)?;
         at += count as u64;
-        bar.set_position(at);
     }
+    to.set_len(at).map_err(Stop::Write)?;
     bar.finish_and_clear();
-    if at == length { Ok(length) } else { Err(Stop::Archive(format!("it has {at} bytes of {length}"))) }
-}
-
-/// Whether so many frames as it says it has can be listed in it: their list is read into memory.
-fn has_room_for_its_table(archive: &File, length: u64) -> io::Result<bool> {
-    let mut end = [0; SEEK_TABLE_INTEGRITY_SIZE];
-    if length < AROUND {
-        return Ok(false);
-    }
-    archive.read_exact_at(&mut end, length - SEEK_TABLE_INTEGRITY_SIZE as u64)?;
-    let frames = u32::from_le_bytes([end[0], end[1], end[2], end[3]]);
-    let is_table = end[5..] == zeekstd::SEEKABLE_MAGIC_NUMBER.to_le_bytes();
-    Ok(is_table && u64::from(frames) * ENTRY + AROUND <= length)
+    Ok(at)
 }
 
 /// For a person.
