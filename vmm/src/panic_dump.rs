@@ -8,7 +8,6 @@ use crate::machine::Machine;
 use crate::save::SaveError;
 use snapshot::Summary;
 use snapshot::publish::{NewFile, PublishError};
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -78,11 +77,7 @@ impl OnPanic {
 fn free_name(wanted: &Path) -> Result<PathBuf, DumpError> {
     let numbered = |number| match number {
         0 => wanted.to_owned(),
-        _ => {
-            let mut name = OsString::from(wanted);
-            name.push(format!(".{number}"));
-            PathBuf::from(name)
-        }
+        _ => wanted.with_added_extension(number.to_string()),
     };
     for path in (0..NAMES_MAX).map(numbered) {
         match path.symlink_metadata() {

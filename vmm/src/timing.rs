@@ -145,7 +145,7 @@ impl Timing {
 }
 
 /// Now, in nanoseconds of the host's monotonic clock.
-fn now() -> u64 {
+pub fn now() -> u64 {
     nanoseconds(ClockId::Monotonic)
 }
 

@@ -14,7 +14,6 @@ use crate::ram::GuestRam;
 use crate::timing::{self, FirstRun};
 use snapshot::publish::{NewFile, PublishError};
 use snapshot::{RamRange, Snapshot};
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ use std::sync::Arc;
 
 const FIRST_LINE: &str = "vmm working set 1";
 const SNAPSHOT: &str = "snapshot ";
-const SUFFIX: &str = ".workingset";
+const EXTENSION: &str = "workingset";
 /// Longest list that is read.
 const LONGEST: u64 = 16 << 20;
 /// Pages between two that are used are fetched along with them if they are no more than this: one request costs more.
@@ -80,9 +79,7 @@ pub enum WorkingSetError {
 
 /// Where the list of a snapshot is.
 pub fn path(snapshot: &Path) -> PathBuf {
-    let mut path = OsString::from(snapshot);
-    path.push(SUFFIX);
-    path.into()
+    snapshot.with_added_extension(EXTENSION)
 }
 
 /// Waits until the guest needs no new memory, and writes the list of what it has used. Returns where, and how many bytes that are; none if

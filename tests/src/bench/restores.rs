@@ -7,11 +7,11 @@ use super::report::Row;
 use crate::floor::Floor;
 use crate::vm::program;
 use anyhow::{Context, Result, ensure};
-use rustix::time::{ClockId, clock_gettime};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use vmm::timing;
 
 /// What is restored.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub fn restores(subject: &Subject, rounds: usize) -> Result<Vec<Row>> {
 }
 
 fn restore(subject: &Subject) -> Result<Restore> {
-    let spawned_at = now();
+    let spawned_at = timing::now();
     let mut vmm = Command::new(program());
     vmm.arg("restore").arg(&subject.file).arg("--timing=json");
     let mut vmm = Killed(vmm.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
@@ -95,12 +95,6 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// The host's monotonic clock in nanoseconds, as `vmm` tells times.
-fn now() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Resident bytes of a process, but for what is mapped from its guest's snapshot.
