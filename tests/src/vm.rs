@@ -242,6 +242,12 @@ impl TestVm {
         &self.seen
     }
 
+    /// The last lines, with those that nobody has waited for.
+    pub fn last_lines(&mut self) -> String {
+        self.seen.extend(self.lines.try_iter());
+        self.tail()
+    }
+
     /// The control socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -188,7 +188,8 @@ pub fn switch_cost<const N: usize>(pairs: &[Pair; N], count: usize) -> Result<[C
         for ((vm, lives, floor), cost) in resident.iter_mut().zip(&mut costs) {
             cost.floors.push(floor.measure()?.answered.as_secs_f64() * 1e3);
             let life = &mut lives[number % 2];
-            cost.times.push(switch(vm, life.guest, false, None)?.pause_ms);
+            let turn = switch(vm, life.guest, false, None);
+            cost.times.push(turn.with_context(|| vm.last_lines())?.pause_ms);
             life.goes_on(vm)?;
         }
     }
