@@ -1,7 +1,7 @@
 //! `dirty`: keeps a pattern in memory, dirties pages at a rate, and sees that no write is lost.
 //!
 //! Parameters: `size=<MiB>` (64) of RAM from 16 MiB on; `rate=<pages per second>` (0: as fast as it can);
-//! `lines=<per second>` (5); `verify=0` leaves out the look at every page before each line.
+//! `lines=<per second>` (5); `verify=0` leaves out the look at every page before each line; `stride=1` rewrites pages in their order.
 //! A page has its index, a version, words mixed from both, and a checksum. Pages are rewritten in a scattered order; each
 //! is checked before it is overwritten. Prints `dirty round=<n> written=<pages> ok` (a round is every page once), for ever;
 //! ends with `FAIL …`, status 1.
@@ -29,11 +29,7 @@ struct Memory {
 
 impl Memory {
     /// Fills every page with version 0.
-    fn new(pages: u64) -> Self {
-        let stride = STRIDES
-            .into_iter()
-            .find(|stride| pages % stride != 0)
-            .expect("a page count below both primes' product");
+    fn new(pages: u64, stride: u64) -> Self {
         (0..pages).for_each(|index| fill(index, 0));
         Self { pages, stride, written: 0 }
     }
@@ -95,6 +91,13 @@ fn check(index: u64, version: u64) {
     }
 }
 
+/// From page to page, so that all of them are visited.
+fn stride(pages: u64) -> u64 {
+    let scattered = STRIDES.into_iter().find(|stride| pages % stride != 0);
+    let scattered = scattered.expect("a page count below both primes' product");
+    if params::number("stride", scattered) == 1 { 1 } else { scattered }
+}
+
 /// Pages of the pattern, if there is RAM for them.
 fn pages() -> u64 {
     let size = params::number("size", 64).max(1);
@@ -109,7 +112,8 @@ fn pages() -> u64 {
 fn guest_main() -> ! {
     let (rate, lines) = (params::number("rate", 0), params::number("lines", 5).clamp(1, HZ));
     let verify = params::number("verify", 1) != 0;
-    let mut memory = Memory::new(pages());
+    let pages = pages();
+    let mut memory = Memory::new(pages, stride(pages));
     apic::periodic(apic::HZ / HZ as u32);
     let (start, mut next_line) = (trap::ticks(0), HZ / lines);
     loop {

@@ -1,6 +1,6 @@
 //! The bench's table as a picture.
 //!
-//! In: a report. Out: an SVG of bars, one for each row that has a goal: how much of what the goal allows was needed. Holds: names are
+//! In: a report. Out: an SVG of bars, one for each row that has a goal: how the figure lies to its goal, which is a line. Holds: names are
 //! escaped; a bar that is longer than the picture is cut at its edge, and its number says how long it is.
 
 use super::report::{Report, Row};
@@ -20,7 +20,7 @@ pub(super) fn svg(report: &Report) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    let title = format!("{}: what was needed of what the goal allows", report.place);
+    let title = format!("{}: each figure, and its goal, which is the line", report.place);
     text(&mut out, 10.0, LINE * 0.8, &title);
     for (index, row) in rows.iter().enumerate() {
         bar(&mut out, row, LINE * (index as f64 + 1.5));
@@ -31,8 +31,9 @@ pub(super) fn svg(report: &Report) -> String {
 }
 
 fn bar(out: &mut String, row: &Row, y: f64) {
-    let (value, goal) = (row.ratio().unwrap_or(row.figure), row.goal.unwrap_or(1.0));
-    let length = (value / goal * GOAL).clamp(0.0, WIDTH - LEFT - 110.0);
+    let Some(goal) = row.goal else { return };
+    let value = row.ratio().unwrap_or(row.figure);
+    let length = (value / goal.value() * GOAL).clamp(0.0, WIDTH - LEFT - 110.0);
     let colour = if row.met() == Some(true) { "#3a7" } else { "#c53" };
     let (top, height) = (y - LINE * 0.4, LINE * 0.7);
     let _ = writeln!(
@@ -41,7 +42,7 @@ fn bar(out: &mut String, row: &Row, y: f64) {
     );
     let unit = if row.floor.is_some() { "× floor" } else { &row.unit };
     text(out, 10.0, y + 5.0, &row.what);
-    text(out, LEFT + length + 5.0, y + 5.0, &format!("{value:.2} {unit} (≤ {goal})"));
+    text(out, LEFT + length + 5.0, y + 5.0, &format!("{value:.2} {unit} ({goal})"));
 }
 
 fn text(out: &mut String, x: f64, y: f64, text: &str) {

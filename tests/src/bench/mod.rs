@@ -7,13 +7,17 @@ mod chart;
 mod clones;
 mod cold;
 mod lab;
+mod live;
 mod report;
 mod restores;
 mod switches;
+mod writing;
 
 pub use clones::clones;
 pub use cold::cold;
 pub use lab::{in_the_lab, inside};
-pub use report::{Report, Row};
+pub use live::live;
+pub use report::{Goal, Report, Row};
 pub use restores::{Subject, restores};
 pub use switches::{Cost, two_sizes};
+pub use writing::{incremental, whole};

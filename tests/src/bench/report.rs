@@ -1,14 +1,48 @@
 //! The bench's table, and the same as JSON.
 //!
-//! In: rows. Out: text, files in `target/bench/`. Holds: a ratio is that of the row's two medians; a goal is met or not, never left open.
+//! In: rows. Out: text, files in `target/bench/`. Holds: a ratio is the median of those of each turn, since what else the
+//! machine does slows both of a turn; a goal is met or not, never left open.
 
 use super::chart;
 use crate::figures::median;
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs;
 use std::path::Path;
+
+/// What a row's ratio is held to, or without a floor its figure.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// It may be this and no more.
+    AtMost(f64),
+    /// It should be this or more.
+    AtLeast(f64),
+}
+
+impl Goal {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+        }
+    }
+
+    /// The number.
+    pub(super) fn value(self) -> f64 {
+        let (Self::AtMost(value) | Self::AtLeast(value)) = self;
+        value
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if matches!(self, Self::AtMost(_)) { '≤' } else { '≥' };
+        write!(f, "{sign} {}", self.value())
+    }
+}
 
 /// One line of the table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -21,8 +55,8 @@ pub struct Row {
     pub figure: f64,
     /// The median of what it is held against.
     pub floor: Option<f64>,
-    /// The most that the ratio may be, or without a floor the figure.
-    pub goal: Option<f64>,
+    /// What is wanted of the ratio, or without a floor of the figure.
+    pub goal: Option<Goal>,
     /// Each measurement.
     pub samples: Vec<f64>,
     /// Each of what it is held against.
@@ -47,20 +81,29 @@ impl Row {
         self
     }
 
-    /// With a goal.
+    /// With the most that it may be.
     pub fn goal(mut self, most: f64) -> Self {
-        self.goal = Some(most);
+        self.goal = Some(Goal::AtMost(most));
         self
     }
 
-    /// The figure as a multiple of the floor.
+    /// With the least that it should be.
+    pub fn at_least(mut self, least: f64) -> Self {
+        self.goal = Some(Goal::AtLeast(least));
+        self
+    }
+
+    /// The figure as a multiple of the floor, turn by turn if there is one for each.
     pub fn ratio(&self) -> Option<f64> {
-        self.floor.map(|floor| self.figure / floor)
+        if self.samples.len() != self.floors.len() {
+            return self.floor.map(|floor| self.figure / floor);
+        }
+        median(self.samples.iter().zip(&self.floors).map(|(figure, floor)| figure / floor).collect())
     }
 
     /// Whether the goal is met, if there is one.
     pub fn met(&self) -> Option<bool> {
-        self.goal.map(|goal| self.ratio().unwrap_or(self.figure) <= goal)
+        self.goal.map(|goal| goal.is_met(self.ratio().unwrap_or(self.figure)))
     }
 }
 
@@ -81,7 +124,7 @@ impl Report {
         table.set_header([&self.place, "figure", "unit", "floor", "ratio", "goal", ""]);
         for row in &self.rows {
             let number = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
-            let goal = row.goal.map_or(String::new(), |goal| format!("≤ {goal}"));
+            let goal = row.goal.map_or(String::new(), |goal| goal.to_string());
             let met = row.met().map_or("", |met| if met { "met" } else { "MISSED" });
             let floor = number(row.floor);
             let figure = number(Some(row.figure));
@@ -111,9 +154,10 @@ mod tests {
     fn a_goal_is_for_the_ratio_if_there_is_one() {
         let row = Row::new("restore", "ms", vec![3.0, 1.0, 2.0]).goal(1.3);
         assert_eq!((row.figure, row.met()), (2.0, Some(false)));
-        let row = row.beside(&[1.0, 1.6, 9.0]);
+        let row = row.beside(&[1.5, 0.8, 9.0]);
         assert_eq!((row.ratio(), row.met()), (Some(1.25), Some(true)));
-        assert_eq!(row.goal(1.2).met(), Some(false));
+        let row = row.goal(1.2);
+        assert_eq!((row.met(), row.at_least(1.2).met()), (Some(false), Some(true)));
     }
 
     #[test]

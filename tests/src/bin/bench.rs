@@ -1,13 +1,15 @@
 //! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: `here`, `lab`, or nothing for both. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
+//! In: `here`, `saves` (of here, what is about writing snapshots), `lab`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
 //! and its floor are measured by turns in one run.
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmm_tests::bench::{Report, Row, Subject, clones, cold, in_the_lab, inside, restores, two_sizes};
+use vmm_tests::bench::{
+    Report, Row, Subject, clones, cold, in_the_lab, incremental, inside, live, restores, two_sizes, whole,
+};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
@@ -32,10 +34,11 @@ fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| show(in_the_lab(LAB_ROUNDS)?, "lab")),
+        ["saves"] => show(saves()?, "saves"),
         ["here"] => show(here()?, "here").and_then(|()| stub()),
         ["lab"] => show(in_the_lab(LAB_ROUNDS)?, "lab"),
         ["inside", rounds] => inside(rounds.parse().context("a number of rounds")?),
-        other => bail!("{other:?}: expected `here`, `lab`, or nothing for both"),
+        other => bail!("{other:?}: expected `here`, `saves`, `lab`, or nothing for all"),
     }
 }
 
@@ -65,9 +68,21 @@ fn here() -> Result<Report> {
     rows.push(alike(&rows)?);
     rows.extend(clones("256M", &dir.path().join("256M"))?);
     rows.extend(cold(dir.path())?);
+    rows.extend(saved(dir.path())?);
     rows.extend(first_lines(dir.path())?);
     rows.extend(switches(dir.path())?);
     Ok(Report { place: "this machine".to_owned(), rows })
+}
+
+/// What is about saving alone.
+fn saves() -> Result<Report> {
+    std::fs::create_dir_all(DIR)?;
+    let dir = tempfile::tempdir_in(DIR).context("no directory for the snapshots")?;
+    Ok(Report { place: "this machine, saving".to_owned(), rows: saved(dir.path())? })
+}
+
+fn saved(dir: &Path) -> Result<Vec<Row>> {
+    Ok([whole(dir)?, incremental(dir)?, live(dir)?].concat())
 }
 
 /// How much dearer the restore of the largest machine is than that of the smallest, each as a multiple of its floor.
