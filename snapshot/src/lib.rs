@@ -41,6 +41,7 @@ mod manifest;
 mod prstatus;
 pub mod publish;
 mod ram_check;
+mod ram_writer;
 mod reader;
 mod section;
 mod writer;

@@ -1,39 +1,50 @@
 //! Writing a snapshot.
 //!
-//! In: [`Contents`] and a path. Out: the file, and a [`Summary`]. Holds: RAM is read once, a chunk at a time; the
-//! length of the notes follows from the layout alone, so their place is kept free until the digests are known.
+//! In: [`Contents`] and a path. Out: the file, and a [`Summary`]. Holds: RAM is read once; the length of the notes follows from the layout
+//! alone, so their place is kept free until the digests are known.
 
 use crate::{
-    About, CHUNK_SIZE, Delta, Manifest, ManifestError, NOTES_MAX, PAGE_SIZE, PageSet, RamRange, Registers,
-    Section, SectionEntry, SectionError, chunk,
+    About, Delta, Manifest, ManifestError, NOTES_MAX, RamRange, Registers, Section, SectionEntry,
+    SectionError, chunk,
     manifest::RamFormat,
     prstatus::PRSTATUS_LEN,
     publish::{NewFile, PublishError},
+    ram_writer::{self, Written},
 };
 use snapshot_format::{
-    Layout, MappedRange, elf,
+    Layout, elf,
     header::{FixedHeader, Frame, HEADER_LEN},
     note,
 };
 use std::{
-    fs::File,
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-/// Where a snapshot's RAM comes from.
-pub trait RamSource {
+/// Where a snapshot's RAM comes from: several threads read it, no byte of it twice.
+pub trait RamSource: Sync {
     /// The machine's RAM, in the order of guest physical addresses.
     fn ranges(&self) -> &[RamRange];
 
-    /// Fills `buf` with the RAM at `gpa`: a whole chunk, the rest of a range, or for an incremental snapshot a run of pages in a chunk. A source that knows the chunk to be
+    /// Fills `buf` with the RAM at `gpa`: a whole chunk, or the rest of a range. A source that knows the chunk to be
     /// untouched says [`ChunkContent::Zero`] and need not fill anything.
     ///
     /// # Errors
     /// The RAM cannot be read; the snapshot is given up.
     fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent>;
+
+    /// Fills `buf` with the RAM at `gpa`: pages of one chunk, which changed.
+    ///
+    /// # Errors
+    /// The RAM cannot be read; the snapshot is given up.
+    fn read_pages(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.read_chunk(gpa, buf)? == ChunkContent::Zero {
+            buf.fill(0);
+        }
+        Ok(())
+    }
 
     /// Called when all is read, before the snapshot has its name: the last chance to say that what was read is no good.
     ///
@@ -156,13 +167,8 @@ pub fn write(
     // First the length, so that a limit on it shows before the work is done; holes stay where nothing is written.
     new.file().set_len(layout.end()).map_err(failed)?;
     let started = Instant::now();
-    let mut ram = RamWriter::new(new.file(), contents, progress);
-    layout
-        .ram()
-        .iter()
-        .try_for_each(|mapped| ram.write_range(mapped))
-        .map_err(|error| error.at(new.target()))?;
-    let RamWriter { digests, data_bytes, done: ram_bytes, .. } = ram;
+    let written = ram_writer::write(new.file(), layout.ram(), contents, progress);
+    let Written { digests, data_bytes, ram_bytes } = written.map_err(|error| error.at(new.target()))?;
     contents.ram.finish().map_err(|source| WriteError::Ram { gpa: 0, source })?;
     let (ram_time, started) = (started.elapsed(), Instant::now());
     let head = [encode_headers(&layout), notes.encode(&digests)].concat();
@@ -264,92 +270,4 @@ fn manifest(contents: &Contents, sections: &[&Section]) -> Manifest {
         vcpus: u32::try_from(contents.vcpus.len()).unwrap_or(u32::MAX),
         sections: sections.iter().map(entry).collect(),
     }
-}
-
-/// Why [`RamWriter`] stopped.
-enum RamFailure {
-    Read { gpa: u64, source: io::Error },
-    Write(io::Error),
-}
-
-impl RamFailure {
-    fn at(self, path: &Path) -> WriteError {
-        match self {
-            Self::Read { gpa, source } => WriteError::Ram { gpa, source },
-            Self::Write(source) => WriteError::Write { path: path.to_owned(), source },
-        }
-    }
-}
-
-/// Carries RAM over, a chunk at a time.
-struct RamWriter<'a> {
-    file: &'a File,
-    source: &'a dyn RamSource,
-    changed: Option<&'a PageSet>,
-    progress: &'a mut dyn FnMut(u64, u64),
-    buf: Vec<u8>,
-    digests: Vec<u64>,
-    data_bytes: u64,
-    done: u64,
-    total: u64,
-}
-
-impl<'a> RamWriter<'a> {
-    fn new(file: &'a File, contents: &'a Contents, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
-        let source = contents.ram;
-        let changed = contents.delta.map(|delta| &delta.changed);
-        let total = source.ranges().iter().map(|range| range.len).sum();
-        let buf = vec![0; CHUNK_SIZE as usize];
-        Self { file, source, changed, progress, buf, digests: Vec::new(), data_bytes: 0, done: 0, total }
-    }
-
-    fn write_range(&mut self, mapped: &MappedRange) -> Result<(), RamFailure> {
-        for chunk in chunk::chunks(&[mapped.range]) {
-            let digest = self.write_chunk(&chunk, mapped.offset + (chunk.gpa - mapped.range.gpa))?;
-            self.digests.push(digest);
-            self.done += chunk.len;
-            (self.progress)(self.done, self.total);
-        }
-        Ok(())
-    }
-
-    /// Writes what is not zero; returns the digest.
-    fn write_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<u64, RamFailure> {
-        let buf = &mut self.buf[..chunk.len as usize];
-        let read = match self.changed {
-            None => self.source.read_chunk(chunk.gpa, buf),
-            Some(changed) => read_changed(self.source, changed, self.done / PAGE_SIZE, chunk, buf),
-        };
-        if read.map_err(|source| RamFailure::Read { gpa: chunk.gpa, source })? == ChunkContent::Zero {
-            return Ok(chunk::zero_digest(chunk.len));
-        }
-        for run in chunk::data_runs(buf) {
-            self.file
-                .write_all_at(&buf[run.clone()], offset + run.start as u64)
-                .map_err(RamFailure::Write)?;
-            self.data_bytes += run.len() as u64;
-        }
-        Ok(chunk::digest(buf))
-    }
-}
-
-/// Fills a chunk, which begins with the page of number `first`, with what changed; the rest is zero.
-fn read_changed(
-    source: &dyn RamSource,
-    changed: &PageSet,
-    first: u64,
-    chunk: &RamRange,
-    buf: &mut [u8],
-) -> io::Result<ChunkContent> {
-    buf.fill(0);
-    let mut content = ChunkContent::Zero;
-    for run in changed.runs(first..first + chunk.len / PAGE_SIZE) {
-        let [start, end] = [run.start, run.end].map(|page| (page - first) * PAGE_SIZE);
-        let part = &mut buf[start as usize..end as usize];
-        match source.read_chunk(chunk.gpa + start, part)? {
-            ChunkContent::Zero => part.fill(0),
-            ChunkContent::Data => content = ChunkContent::Data,
-        }
-    }
-    Ok(content)
 }

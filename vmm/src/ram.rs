@@ -270,11 +270,19 @@ impl GuestRam {
         if !in_file && !self.pages.has_pages(host, len)? {
             return Ok(false);
         }
-        match self.kind {
-            Kind::Fresh => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other)?,
-            Kind::Mapped | Kind::Frozen => self.pages.read(host, buf)?,
+        self.read(gpa, buf).map(|()| true)
+    }
+
+    /// Reads guest bytes.
+    ///
+    /// # Errors
+    /// An address outside RAM, or a snapshot that lost its end while in use.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.kind == Kind::Fresh {
+            return self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other);
         }
-        Ok(true)
+        let host = self.host_address(gpa, buf.len() as u64);
+        self.pages.read(host.ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?, buf)
     }
 }
 

@@ -248,10 +248,13 @@ impl Frozen {
     }
 }
 
-/// Guest RAM to be read once, from the first chunk to the last.
-trait ReadRam {
+/// Guest RAM to be read once, by several threads.
+trait ReadRam: Sync {
     /// As [`GuestRam::read_touched`].
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool>;
+    fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool>;
+
+    /// As [`GuestRam::read`].
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// As [`GuestRam::changed_since`].
     fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError>;
@@ -263,8 +266,12 @@ trait ReadRam {
 }
 
 impl ReadRam for GuestRam {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
+    fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
         self.read_touched(gpa, buf)
+    }
+
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read(gpa, buf)
     }
 
     fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
@@ -279,11 +286,18 @@ struct Reading<'a> {
 }
 
 impl ReadRam for Reading<'_> {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
+    fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
         self.is_wanted()?;
         let touched = self.ram.ram().read_touched(gpa, buf)?;
         self.ram.release(gpa, buf.len() as u64);
         Ok(touched)
+    }
+
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.is_wanted()?;
+        self.ram.ram().read(gpa, buf)?;
+        self.ram.release(gpa, buf.len() as u64);
+        Ok(())
     }
 
     fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
@@ -491,8 +505,12 @@ impl RamSource for SavedRam<'_> {
     }
 
     fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent> {
-        let touched = self.ram.read(gpa, buf)?;
+        let touched = self.ram.read_touched(gpa, buf)?;
         Ok(if touched { ChunkContent::Data } else { ChunkContent::Zero })
+    }
+
+    fn read_pages(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.ram.read(gpa, buf)
     }
 
     fn finish(&self) -> io::Result<()> {

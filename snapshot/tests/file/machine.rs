@@ -82,10 +82,18 @@ impl Machine {
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<Summary, WriteError> {
+        self.write_telling(path, &mut |_, _| ())
+    }
+
+    pub(crate) fn write_telling(
+        &self,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Summary, WriteError> {
         let Self { about, vcpus, vmcoreinfo, sections, ram } = self;
         let contents =
             Contents { about: about.clone(), vcpus, vmcoreinfo: *vmcoreinfo, sections, ram, delta: None };
-        snapshot::write(path, &contents, &mut |_, _| ())
+        snapshot::write(path, &contents, progress)
     }
 
     /// The file's bytes.

@@ -38,6 +38,36 @@ fn a_machine_comes_back() {
     assert_eq!(names(dir.path()), ["a.snap"]);
 }
 
+/// Enough RAM for several threads.
+fn large() -> Machine {
+    let page = |chunk: u64| chunk * CHUNK_SIZE + chunk % 256 * 4096;
+    let pages: Vec<_> = (0..150).map(page).chain((0..9).map(|chunk| (1 << 32) + page(chunk))).collect();
+    Machine::with_ram(&[(0, 150 * CHUNK_SIZE), (1 << 32, 9 * CHUNK_SIZE)], &pages)
+}
+
+#[test]
+fn so_does_one_that_several_threads_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.snap");
+    let (machine, mut heard) = (large(), Vec::new());
+    let summary = machine.write_telling(&path, &mut |done, total| heard.push((done, total))).unwrap();
+    assert_eq!((summary.ram_bytes, summary.data_bytes), (159 * CHUNK_SIZE, 159 * 4096));
+    assert_eq!(heard, (1..=159).map(|n| (n * CHUNK_SIZE, 159 * CHUNK_SIZE)).collect::<Vec<_>>());
+    let snapshot = open(&path);
+    snapshot.verify_ram(&mut |_, _| ()).unwrap();
+    assert_eq!(restored(&snapshot), original(&machine));
+}
+
+#[test]
+fn ram_that_one_of_several_threads_cannot_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = large();
+    machine.ram.broken_at = Some(70 * CHUNK_SIZE);
+    let error = machine.write(&dir.path().join("a.snap")).unwrap_err();
+    assert!(matches!(error, WriteError::Ram { gpa, .. } if gpa == 70 * CHUNK_SIZE), "{error}");
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
 #[test]
 fn zero_pages_are_holes_and_are_not_read() {
     let dir = tempfile::tempdir().unwrap();
