@@ -14,9 +14,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 5;
+/// Of whole snapshots, and of incremental ones.
+const ROUNDS: [usize; 2] = [5, 3];
+/// Disks that are shared by many let each be fast for a moment only.
+const REST: Duration = Duration::from_secs(3);
 const MEMORY: &str = "512M";
 /// What the guests fill of it, in MiB.
 const FILLED: u64 = 490;
@@ -34,17 +37,10 @@ pub fn whole(dir: &Path) -> Result<Vec<Row>> {
     let mut vm = TestVm::start(&guest.run_args())?;
     vm.wait_for(guest.pulse)?;
     vm.snapshot(&first, "resume")?;
-    gone(&[])?;
     let (mut snapshots, mut copies) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        // Whoever is second may find the disk busier.
-        if round % 2 == 1 {
-            copies.push(dd(&first, &copy)?);
-        }
+    for _ in 0..ROUNDS[0] {
         snapshots.push(saved(&vm, &file)?);
-        if round % 2 == 0 {
-            copies.push(dd(&first, &copy)?);
-        }
+        copies.push(dd(&first, &copy)?);
     }
     gone(&[&first])?;
     let what = format!("{MEMORY}: snapshot, beside dd conv=fsync of the same bytes");
@@ -53,6 +49,7 @@ pub fn whole(dir: &Path) -> Result<Vec<Row>> {
 
 /// MiB per second at which a snapshot is written.
 fn saved(vm: &TestVm, file: &Path) -> Result<f64> {
+    rest();
     let [bytes, ms] = numbers(&vm.snapshot(file, "resume")?, ["stored_bytes", "total_ms"])?;
     gone(&[file])?;
     Ok(bytes / MIB / ms * 1e3)
@@ -62,6 +59,7 @@ fn saved(vm: &TestVm, file: &Path) -> Result<f64> {
 fn dd(from: &Path, to: &Path) -> Result<f64> {
     let mut dd = Command::new("dd");
     dd.arg(format!("if={}", from.display())).arg(format!("of={}", to.display()));
+    rest();
     let began = Instant::now();
     let done = dd.args(["bs=1M", "conv=fsync", "status=none"]).status().context("cannot run dd")?;
     ensure!(done.success(), "dd: {done}");
@@ -92,12 +90,15 @@ fn changed(dir: &Path, name: &str, order: &str) -> Result<Vec<Row>> {
     vm.snapshot_and_stop(&base)?;
     let (mut parts, mut wholes, mut bares, mut bytes, mut all) =
         <(Vec<_>, Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
-    for _ in 0..ROUNDS {
+    for _ in 0..ROUNDS[1] {
         let vm = has_changed(&guest, &base)?;
         let path = |path: &Path| path.display().to_string();
+        rest();
         let summary = vm.ask("snapshot", &["--parent", &path(&base), &path(&part)])?;
         parts.extend(numbers(&summary, ["total_ms"])?);
+        rest();
         wholes.extend(numbers(&vm.snapshot(&whole, "pause")?, ["total_ms"])?);
+        rest();
         bares.push(rewritten(&part, &bare)?);
         bytes.push(allocated(&part)?);
         all.push(allocated(&whole)?);
@@ -154,12 +155,15 @@ fn allocated(file: &Path) -> Result<f64> {
     Ok(fs::metadata(file)?.blocks() as f64 * 512.0 / MIB)
 }
 
-/// Removes files, and waits until the disk has nothing more to do with them.
 fn gone(files: &[&Path]) -> Result<()> {
-    files.iter().try_for_each(fs::remove_file)?;
+    Ok(files.iter().try_for_each(fs::remove_file)?)
+}
+
+/// Waits until the disk has nothing more to do, and for a while more.
+fn rest() {
     // SAFETY: a call without arguments.
     unsafe { libc::sync() };
-    Ok(())
+    std::thread::sleep(REST);
 }
 
 fn numbers<const N: usize>(summary: &serde_json::Value, names: [&str; N]) -> Result<[f64; N]> {
