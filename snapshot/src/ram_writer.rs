@@ -76,7 +76,8 @@ pub(crate) fn write(
         let (sender, done) = sync_channel(AHEAD);
         for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX) {
             let (sender, mut worker) = (sender.clone(), worker());
-            scope.spawn(move || worker.work(&next, &sender));
+            let work = move || worker.work(&next, &sender);
+            thread::Builder::new().spawn_scoped(scope, work).map_err(RamFailure::Write)?;
         }
         drop(sender);
         // Leaving early closes the channel, which ends the workers.
