@@ -3,6 +3,7 @@
 //! In: a path. Out: the open file, locked, with its size. Holds: a disk that is written has one user, and one that is only
 //! read has no writer; the lock belongs to the open file, so it lasts until the last request that is under way has ended.
 
+use super::Trial;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -55,6 +56,8 @@ pub struct DiskFile {
     pub read_only: bool,
     /// Where it is, absolute; `None` for one that has no name and ends with its VM.
     pub path: Option<PathBuf>,
+    /// Where what is written goes as long as it is on trial.
+    pub trial: Option<Arc<Trial>>,
 }
 
 impl DiskFile {
@@ -91,7 +94,7 @@ impl DiskFile {
         if magic == QCOW2 {
             return Err(DiskError::Qcow2(path.to_owned()));
         }
-        Ok(Self { file: Arc::new(file), size, read_only, path: None })
+        Ok(Self { file: Arc::new(file), size, read_only, path: None, trial: None })
     }
 }
 

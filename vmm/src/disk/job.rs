@@ -130,6 +130,11 @@ impl Transfer {
         Ok(())
     }
 
+    /// Bytes that are left to do.
+    pub(super) fn left(&self) -> u64 {
+        self.vectors[self.next..].iter().map(|vector| vector.iov_len as u64).sum()
+    }
+
     fn skip_empty(&mut self) {
         while self.vectors.get(self.next).is_some_and(|vector| vector.iov_len == 0) {
             self.next += 1;
@@ -144,9 +149,14 @@ impl Transfer {
         }
     }
 
-    fn run(&mut self, file: &File) -> io::Result<()> {
-        while !self.is_done() {
-            let moved = self.call(file);
+    pub(super) fn run(&mut self, file: &File) -> io::Result<()> {
+        self.run_for(file, u64::MAX)
+    }
+
+    /// Does so many bytes of it, or what is left if that is less.
+    pub(super) fn run_for(&mut self, file: &File, mut bytes: u64) -> io::Result<()> {
+        while bytes > 0 && !self.is_done() {
+            let moved = self.call(file, bytes);
             if moved < 0 {
                 let error = io::Error::last_os_error();
                 if error.kind() == io::ErrorKind::Interrupted {
@@ -155,12 +165,23 @@ impl Transfer {
                 return Err(error);
             }
             self.advance(moved as usize)?;
+            bytes -= moved as u64;
         }
         Ok(())
     }
 
-    fn call(&self, file: &File) -> isize {
-        let (vectors, offset) = (self.vectors(), self.offset as i64);
+    /// The vectors of the next call, without what goes beyond so many bytes.
+    fn vectors_for(&self, mut bytes: u64) -> Vec<libc::iovec> {
+        let cut = |vector: &libc::iovec| {
+            let iov_len = (vector.iov_len as u64).min(bytes) as usize;
+            bytes -= iov_len as u64;
+            libc::iovec { iov_len, ..*vector }
+        };
+        self.vectors().iter().map(cut).take_while(|vector| vector.iov_len > 0).collect()
+    }
+
+    fn call(&self, file: &File, bytes: u64) -> isize {
+        let (vectors, offset) = (self.vectors_for(bytes), self.offset as i64);
         let (fd, first, count) = (file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32);
         // SAFETY: the vectors name guest RAM that `self.memory` keeps mapped, to which no reference exists; the kernel
         // answers EFAULT where a page can't be had.
@@ -186,7 +207,7 @@ fn allocate(file: &File, how: FallocateFlags, offset: u64, len: u64) -> io::Resu
 }
 
 /// Not every file system can zero a range; every one can be written to.
-fn zero(file: &File, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+pub(super) fn zero(file: &File, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
     let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
     match allocate(file, how, offset, len) {
         Err(error) if has_no_such_call(&error) => {}

@@ -152,7 +152,7 @@ pub(super) fn copy_to(kept: &DiskFile, path: &Path) -> Result<DiskFile, KeepErro
     Ok(DiskFile::open(path, false)?)
 }
 
-fn nameless(directory: &Path) -> io::Result<File> {
+pub(super) fn nameless(directory: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?))
 }

@@ -6,10 +6,14 @@
 mod file;
 mod job;
 mod keep;
+mod on_trial;
 mod record;
+mod sectors;
 mod stamp;
+mod stand_in;
 mod sync;
 mod threads;
+mod trial;
 mod uring;
 mod wish;
 
@@ -21,7 +25,11 @@ pub use record::{DiskCare, DiskRecord, DisksError, RecordError, open};
 pub(crate) use record::{check, record, remove_kept};
 pub use stamp::{Digest, Stamp};
 pub use sync::sync;
+pub use trial::{Held, Trial};
 pub use wish::{DiskPlace, DiskWish, DiskWishError, WishError};
+
+use on_trial::OnTrial;
+use threads::{Place, THREADS, Threads};
 
 use devices::virtio::DiskEngine;
 use serde::{Deserialize, Serialize};
@@ -76,6 +84,19 @@ pub fn engine(
     choice: EngineChoice,
 ) -> io::Result<Box<dyn DiskEngine>> {
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+    let Some(trial) = disk.trial.clone() else { return direct(disk, memory, choice, event) };
+    let (place, memory_of_it) = (Place::Trial(trial.clone()), memory.clone());
+    let meanwhile = Threads::new(THREADS, place, disk.size, memory_of_it, event.clone())?;
+    let afterwards = direct(disk, memory, choice, event)?;
+    Ok(Box::new(OnTrial { trial, meanwhile, afterwards }))
+}
+
+fn direct(
+    disk: &DiskFile,
+    memory: &GuestMemoryMmap,
+    choice: EngineChoice,
+    event: Arc<EventFd>,
+) -> io::Result<Box<dyn DiskEngine>> {
     let (file, size, memory) = (disk.file.clone(), disk.size, memory.clone());
     if choice != EngineChoice::Threads {
         match uring::Uring::new(file.clone(), size, memory.clone(), event.clone()) {
@@ -84,7 +105,7 @@ pub fn engine(
             Err(_) => {}
         }
     }
-    Ok(Box::new(threads::Threads::new(threads::THREADS, file, size, memory, event)?))
+    Ok(Box::new(Threads::new(THREADS, Place::File(file), size, memory, event)?))
 }
 
 #[cfg(test)]

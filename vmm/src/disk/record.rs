@@ -61,6 +61,9 @@ pub enum RecordError {
         /// What the host said.
         source: io::Error,
     },
+    /// What is on it may turn out not to be.
+    #[error("it is on trial: the snapshot would lack what was written to it")]
+    OnTrial,
     /// It would not be there when the snapshot is restored.
     #[error("it has no name and ends with this VM, so the snapshot would lack it: use --with-disks")]
     Nameless,
@@ -133,6 +136,9 @@ fn record_one(
     generation: &GenerationId,
     unclaimed: &mut Unclaimed,
 ) -> Result<DiskRecord, RecordError> {
+    if file.trial.is_some() {
+        return Err(RecordError::OnTrial);
+    }
     if file.path.is_none() && !care.keep {
         return Err(RecordError::Nameless);
     }
@@ -235,6 +241,20 @@ impl DiskRecord {
                 Ok(file)
             }
         }
+    }
+
+    /// Whether this is the disk, and holds what it held then.
+    ///
+    /// # Errors
+    /// It can't be looked at.
+    pub(crate) fn is_of(&self, file: &DiskFile) -> io::Result<bool> {
+        if file.size != self.size {
+            return Ok(false);
+        }
+        if self.stamp.is_some() && Stamp::of(file)? == self.stamp {
+            return Ok(true);
+        }
+        self.digest.map_or(Ok(false), |digest| Ok(Digest::of(file)? == digest))
     }
 
     /// A kept disk may have been carried elsewhere, so its time counts and its inode does not.

@@ -168,7 +168,7 @@ pub(super) fn each_chunk(
 }
 
 /// Where data goes on at or after `at`. A block device knows no holes, and says so by an error.
-fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
+pub(super) fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
     if at >= size {
         return Ok(None);
     }

@@ -3,6 +3,7 @@
 //! In: operations. Out: completions, and an event for each. Holds: dropping it waits for what has begun and forgets the rest.
 
 use super::job::Job;
+use super::trial::Trial;
 use devices::virtio::{Completion, DiskEngine, Operation};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// How many operations are under way in the host at once.
 pub(super) const THREADS: usize = 4;
 
-/// A pool of threads over one file.
+/// A pool of threads over one disk.
 pub(super) struct Threads {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -24,8 +25,23 @@ pub(super) struct Threads {
     size: u64,
 }
 
+/// Where the bytes are.
+pub(super) enum Place {
+    File(Arc<File>),
+    Trial(Arc<Trial>),
+}
+
+impl Place {
+    fn run(&self, job: &mut Job) -> io::Result<()> {
+        match self {
+            Self::File(file) => job.run(file),
+            Self::Trial(trial) => trial.run(job),
+        }
+    }
+}
+
 struct Shared {
-    file: Arc<File>,
+    place: Place,
     queue: Mutex<Queue>,
     /// Told when there is a job, or the end.
     changed: Condvar,
@@ -46,18 +62,23 @@ impl Threads {
     /// The host has no thread to give.
     pub(super) fn new(
         count: usize,
-        file: Arc<File>,
+        place: Place,
         size: u64,
         memory: GuestMemoryMmap,
         event: Arc<EventFd>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared { file, queue: Mutex::default(), changed: Condvar::new(), event });
+        let shared = Arc::new(Shared { place, queue: Mutex::default(), changed: Condvar::new(), event });
         let mut threads = Self { shared, threads: Vec::new(), memory, size };
         for _ in 0..count {
             let shared = threads.shared.clone();
             threads.threads.push(Builder::new().name("disk".to_owned()).spawn(move || shared.work())?);
         }
         Ok(threads)
+    }
+
+    /// What is done, without a look at the event.
+    pub(super) fn done(&mut self) -> Vec<Completion> {
+        std::mem::take(&mut self.shared.queue().done)
     }
 
     pub(super) fn push(&mut self, job: Job) {
@@ -74,7 +95,7 @@ impl Shared {
 
     fn work(&self) {
         while let Some(mut job) = self.next() {
-            let result = job.run(&self.file);
+            let result = self.place.run(&mut job);
             self.done(job.token, result);
         }
     }
@@ -119,7 +140,7 @@ impl DiskEngine for Threads {
 
     fn completed(&mut self) -> Vec<Completion> {
         let _ = self.shared.event.read();
-        std::mem::take(&mut self.shared.queue().done)
+        self.done()
     }
 }
 

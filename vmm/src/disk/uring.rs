@@ -6,7 +6,7 @@
 //! Discards and zeroes are rare, slow, and may need a substitute, so a thread does them.
 
 use super::job::{Job, Transfer, Work};
-use super::threads::{Threads, event_fd};
+use super::threads::{Place, Threads, event_fd};
 use devices::virtio::{Completion, DiskEngine, Operation};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::fs::File;
@@ -43,7 +43,7 @@ impl Uring {
     ) -> io::Result<Self> {
         let ring = IoUring::new(ENTRIES)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        let slow = Threads::new(1, file.clone(), size, memory.clone(), event.clone())?;
+        let slow = Threads::new(1, Place::File(file.clone()), size, memory.clone(), event.clone())?;
         let jobs = (0..ENTRIES).map(|_| None).collect();
         Ok(Self { ring, file, jobs, failed: Vec::new(), slow, event, memory })
     }
