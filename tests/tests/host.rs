@@ -153,6 +153,19 @@ fn a_kernel_does_not_wake_up_to_a_disk_that_changed() -> Result<()> {
 }
 
 #[test]
+fn a_kernel_out_of_a_file_takes_the_place_of_another() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::comes_out_of_a_file(&guest("counter", &dir), &guest("timer", &dir), dir.path())
+}
+
+#[test]
+fn a_kernel_boots_beside_another_and_takes_over_on_trial() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::boots_beside(&guest("counter", &dir), &guest("timer", &dir), dir.path())?;
+    stories::ends_beside(&guest("counter", &dir), &guest("power", &dir).cmdline("do=panic"), dir.path())
+}
+
+#[test]
 fn an_image_kernel_that_writes_nothing_loses_nobody() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let images = [guest("power", &dir), guest("counter", &dir)];

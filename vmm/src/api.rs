@@ -7,8 +7,8 @@
 mod kernels;
 
 pub use kernels::{
-    BootRequest, ForgetRequest, ImageRequest, KernelList, KernelStatus, SleptTime, SwitchRequest,
-    SwitchSummary,
+    Acceptance, BootRequest, ForgetRequest, ImageRequest, KeptKernel, KernelList, KernelStatus, SleptTime,
+    SwitchRequest, SwitchSummary,
 };
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,10 @@ pub enum Command {
     Kernels,
     /// Drop a kernel that sleeps.
     Forget(ForgetRequest),
+    /// Boot a kernel beside the one that is awake.
+    Prepare(BootRequest),
+    /// Keep what the kernel that is awake has written on trial.
+    Accept,
     /// Write a snapshot.
     Snapshot(SnapshotRequest),
     /// Write a dump.
@@ -88,6 +92,9 @@ pub struct SnapshotRequest {
     /// Whether the guest runs on while its RAM is written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub live: bool,
+    /// The kernel that runs beside, rather than the one that is awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
 }
 
 /// Where a dump goes.
@@ -123,6 +130,10 @@ pub enum Reply {
     Switched(SwitchSummary),
     /// To [`Command::Kernels`].
     Kernels(KernelList),
+    /// To [`Command::Prepare`].
+    Prepared(KernelStatus),
+    /// To [`Command::Accept`].
+    Accepted(Acceptance),
 }
 
 /// A machine, seen from outside.
@@ -315,10 +326,14 @@ pub enum Operation {
     Kernels,
     /// [`Command::Forget`]
     Forget,
+    /// [`Command::Prepare`]
+    Prepare,
+    /// [`Command::Accept`]
+    Accept,
 }
 
 /// Every route: method, path, operation. Named as Cloud Hypervisor's are.
-pub const ENDPOINTS: [(&str, &str, Operation); 10] = [
+pub const ENDPOINTS: [(&str, &str, Operation); 12] = [
     ("GET", "/api/v1/vm.info", Operation::Status),
     ("PUT", "/api/v1/vm.pause", Operation::Pause),
     ("PUT", "/api/v1/vm.resume", Operation::Resume),
@@ -329,6 +344,8 @@ pub const ENDPOINTS: [(&str, &str, Operation); 10] = [
     ("PUT", "/api/v1/vm.switch", Operation::Switch),
     ("GET", "/api/v1/vm.kernels", Operation::Kernels),
     ("PUT", "/api/v1/vm.forget", Operation::Forget),
+    ("PUT", "/api/v1/vm.prepare", Operation::Prepare),
+    ("PUT", "/api/v1/vm.accept", Operation::Accept),
 ];
 
 /// The body of every answer with a status of 400 or above.
@@ -359,6 +376,8 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
         Operation::Balloon => Command::Balloon(parsed(body, "a balloon request")?),
         Operation::Switch => Command::Switch(kernels::switch_request(body)?),
         Operation::Forget => Command::Forget(parsed(body, "a name to forget")?),
+        Operation::Prepare => Command::Prepare(kernels::boot_request(body)?),
+        Operation::Accept => empty().map(|()| Command::Accept)?,
         Operation::Kernels => empty().map(|()| Command::Kernels)?,
         Operation::Status => empty().map(|()| Command::Status)?,
         Operation::Pause => empty().map(|()| Command::Pause)?,
@@ -379,6 +398,13 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
     if request.live && request.digest_disks {
         let why = "a live snapshot can't have disks read for digests: they change meanwhile";
         return Err(ApiError::bad_request(why));
+    }
+    let SnapshotRequest { then, with_disks, digest_disks, parent, live, .. } = &request;
+    let more = then.is_some() || *with_disks || *digest_disks || parent.is_some() || *live;
+    if request.kernel.is_some() && more {
+        return Err(ApiError::bad_request(
+            "a kernel that runs beside is saved as it is: expected `path` only",
+        ));
     }
     Ok(request)
 }
@@ -418,6 +444,8 @@ pub fn request(command: &Command) -> Result<(&'static str, &'static str, Vec<u8>
         Command::Balloon(request) => (Operation::Balloon, serde_json::to_vec(request)?),
         Command::Switch(request) => (Operation::Switch, serde_json::to_vec(request)?),
         Command::Forget(request) => (Operation::Forget, serde_json::to_vec(request)?),
+        Command::Prepare(request) => (Operation::Prepare, serde_json::to_vec(request)?),
+        Command::Accept => (Operation::Accept, Vec::new()),
         Command::Kernels => (Operation::Kernels, Vec::new()),
     };
     let (method, path, _) = ENDPOINTS[operation as usize];
@@ -432,6 +460,8 @@ pub fn response(result: &Result<Reply, ApiError>) -> (u16, Vec<u8>) {
         Ok(Reply::Snapshot(summary)) => (200, serde_json::to_vec(summary)),
         Ok(Reply::Switched(summary)) => (200, serde_json::to_vec(summary)),
         Ok(Reply::Kernels(list)) => (200, serde_json::to_vec(list)),
+        Ok(Reply::Prepared(kernel)) => (200, serde_json::to_vec(kernel)),
+        Ok(Reply::Accepted(acceptance)) => (200, serde_json::to_vec(acceptance)),
         Err(e) => (e.status, serde_json::to_vec(&ErrorBody { error: e.message.clone() })),
     };
     // Only a path that isn't UTF-8 can fail to become JSON, and all paths here came from JSON.

@@ -72,6 +72,8 @@ pub struct BoardHost<'a> {
     pub console: Box<dyn Write + Send>,
     /// Called when the guest has read all its input.
     pub drained: Box<dyn Fn() + Send>,
+    /// Whether the machine is cut off.
+    pub alone: bool,
 }
 
 /// The devices, and the buses that lead to them.
@@ -96,7 +98,13 @@ impl Board {
         let generation = device("VM generation id", &state.generation, generation_host(&host))?;
         let rtc = device("RTC", &state.rtc, host_time())?;
         let mut memory = Bus::new();
-        let virtio_host = VirtioHost { vm: &host.vm, ram: host.ram, disks: host.disks, panicked: &panicked };
+        let virtio_host = VirtioHost {
+            vm: &host.vm,
+            ram: host.ram,
+            disks: host.disks,
+            panicked: &panicked,
+            alone: host.alone,
+        };
         let virtio = Virtio::from_state(&state.virtio, &virtio_host, &mut memory)?;
         let serial = device("COM1", &state.serial, serial_host(host, panicked.clone()))?;
         let i8042 = device::<I8042>("i8042", &state.i8042, ())?;

@@ -3,7 +3,13 @@
 //! In: arguments. Out: a [`Command`] with checked values. Holds: wrong usage ends here, with status 2 and one line that
 //! names what was wrong.
 
-use crate::api::{SleptTime, Then};
+mod kernels;
+
+pub use kernels::{
+    AfterImage, BootArgs, ForgetArgs, PrepareArgs, SleptChoice, SuspendArgs, SwitchArgs, UpgradeArgs,
+};
+
+use crate::api::Then;
 use crate::clock::TimePolicy;
 use crate::clones;
 use crate::config::{parse_balloon, parse_memory, parse_name, parse_vcpus};
@@ -68,6 +74,12 @@ pub enum Command {
     Switch(SwitchArgs),
     /// Put a running VM's kernel to sleep, and boot one that sees it as /proc/vmcore and can write it to a disk
     SuspendWith(SuspendArgs),
+    /// Put another kernel under the processes of a guest, which go on where they were
+    Upgrade(UpgradeArgs),
+    /// Boot a kernel beside the one that runs, so that nobody waits for its boot when it is switched to
+    Prepare(PrepareArgs),
+    /// Write to the disks what the kernel that runs has written on trial
+    Accept(Remote),
     /// List a VM's kernels: the one that is awake, and those that sleep
     Kernels(Remote),
     /// Drop a kernel that sleeps
@@ -262,6 +274,9 @@ pub struct SnapshotArgs {
     /// Write only what changed since this snapshot, which the new one then needs; see docs/snapshots.md for when that is known
     #[arg(long, value_name = "FILE")]
     pub parent: Option<PathBuf>,
+    /// Save the kernel of this name, which runs beside (vmm prepare), and not the one that is awake
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["then", "with_disks", "digest_disks", "parent", "live", "compress"])]
+    pub kernel: Option<String>,
     /// Let the VM run on while its RAM, as it is now, is written
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,
@@ -305,116 +320,6 @@ pub struct DumpArgs {
     pub file: PathBuf,
 }
 
-/// `vmm switch`.
-#[derive(Debug, Args)]
-pub struct SwitchArgs {
-    /// The VM
-    #[command(flatten)]
-    pub remote: Remote,
-    /// Go back to a kernel that sleeps
-    #[arg(long, value_name = "NAME", required_unless_present = "kernel", conflicts_with = "kernel")]
-    pub to: Option<String>,
-    /// Boot this kernel
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// Its initial RAM disk
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    pub initrd: Option<PathBuf>,
-    /// Its command line
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
-    pub cmdline: String,
-    /// Its RAM; as much as the kernel has that is awake, if not given
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "kernel", allow_hyphen_values = true)]
-    pub memory: Option<u64>,
-    /// Its vCPUs; as many as the kernel has that is awake, if not given
-    #[arg(long, value_name = "N", value_parser = parse_vcpus, requires = "kernel", allow_hyphen_values = true)]
-    pub cpus: Option<u32>,
-    /// What it will be called; after its version, if not given
-    #[arg(long = "as", value_name = "NAME", value_parser = parse_name, requires = "kernel")]
-    pub name: Option<String>,
-    /// Give it the writable disks too; the kernel that sleeps can't wake up if one is written
-    #[arg(long, requires = "kernel")]
-    pub share_disks: bool,
-    /// The file that the kernel sleeps in which is awake now; memory, if not given
-    #[arg(long, value_name = "FILE")]
-    pub keep_in: Option<PathBuf>,
-    /// What a kernel that wakes up makes of the time it slept
-    #[arg(long, value_enum, default_value_t = SleptChoice::Advance)]
-    pub time: SleptChoice,
-}
-
-/// `vmm suspend-with`.
-#[derive(Debug, Args)]
-pub struct SuspendArgs {
-    /// The VM
-    #[command(flatten)]
-    pub remote: Remote,
-    /// The kernel to boot
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
-    /// Its initial RAM disk
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
-    /// Its command line; what it needs to know is added
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
-    pub cmdline: String,
-    /// Its RAM
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "128M", allow_hyphen_values = true)]
-    pub memory: u64,
-    /// Its vCPUs
-    #[arg(long, value_name = "N", value_parser = parse_vcpus, default_value = "1", allow_hyphen_values = true)]
-    pub cpus: u32,
-    /// What it will be called; after its version, if not given
-    #[arg(long = "as", value_name = "NAME", value_parser = parse_name)]
-    pub name: Option<String>,
-    /// The snapshot that it is to write, to a disk with the serial number `image`
-    #[arg(long, value_name = "FILE")]
-    pub write_to: Option<PathBuf>,
-    /// What it is to do when it has written it
-    #[arg(long, value_enum, default_value_t = AfterImage::Poweroff, requires = "write_to")]
-    pub then: AfterImage,
-}
-
-/// What an image kernel's init does when it has written the image.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum AfterImage {
-    /// End the VM, of which the snapshot is left
-    Poweroff,
-    /// Give the machine back to the kernel that sleeps
-    Return,
-    /// Have the restore stub restart the machine from the snapshot
-    Stub,
-}
-
-impl AfterImage {
-    /// For the command line.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Poweroff => "poweroff",
-            Self::Return => "return",
-            Self::Stub => "stub",
-        }
-    }
-}
-
-/// What a kernel that wakes up makes of the time it slept.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum SleptChoice {
-    /// It has passed
-    Advance,
-    /// It has not
-    Freeze,
-}
-
-impl From<SleptChoice> for SleptTime {
-    fn from(choice: SleptChoice) -> Self {
-        match choice {
-            SleptChoice::Advance => Self::Advance,
-            SleptChoice::Freeze => Self::Freeze,
-        }
-    }
-}
-
 /// `vmm stop`.
 #[derive(Debug, Args)]
 pub struct StopArgs {
@@ -424,16 +329,6 @@ pub struct StopArgs {
     /// End the VM with all its kernels, those that sleep too
     #[arg(long)]
     pub all: bool,
-}
-
-/// `vmm forget`.
-#[derive(Debug, Args)]
-pub struct ForgetArgs {
-    /// The VM
-    #[command(flatten)]
-    pub remote: Remote,
-    /// The kernel
-    pub name: String,
 }
 
 /// `vmm balloon`.

@@ -4,8 +4,8 @@
 //! told in one line that names the socket.
 
 use crate::api::{
-    self, Command, DumpRequest, ErrorBody, KernelList, Reply, SnapshotRequest, SnapshotSummary, Status,
-    SwitchSummary, Then,
+    self, Acceptance, Command, DumpRequest, ErrorBody, KernelList, KernelStatus, Reply, SnapshotRequest,
+    SnapshotSummary, Status, SwitchSummary, Then,
 };
 use crate::disk::DiskCare;
 use crate::http::{Connection, HttpError, Response};
@@ -82,7 +82,31 @@ pub fn snapshot(
 ) -> Result<Command, ClientError> {
     let (path, parent) = (absolute(path)?, parent.map(absolute).transpose()?);
     let DiskCare { keep: with_disks, digest: digest_disks, at_once: live } = care;
-    Ok(Command::Snapshot(SnapshotRequest { path, then, with_disks, digest_disks, parent, live }))
+    Ok(Command::Snapshot(SnapshotRequest {
+        path,
+        then,
+        with_disks,
+        digest_disks,
+        parent,
+        live,
+        kernel: None,
+    }))
+}
+
+/// A snapshot command for a kernel that runs beside.
+///
+/// # Errors
+/// As [`snapshot()`].
+pub fn snapshot_beside(path: &Path, kernel: &str) -> Result<Command, ClientError> {
+    Ok(Command::Snapshot(SnapshotRequest {
+        path: absolute(path)?,
+        then: None,
+        with_disks: false,
+        digest_disks: false,
+        parent: None,
+        live: false,
+        kernel: Some(kernel.to_owned()),
+    }))
 }
 
 /// A dump command, as [`snapshot()`].
@@ -114,7 +138,8 @@ pub fn run(socket: &Path, command: &Command, json: bool, out: &mut dyn Write) ->
 /// There was no answer, or the VM refused.
 pub fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
     let (method, path, body) = api::request(command).map_err(|e| cannot_send(command, &e))?;
-    let writes = matches!(command, Command::Snapshot(_) | Command::Dump(_) | Command::Switch(_));
+    let writes =
+        matches!(command, Command::Snapshot(_) | Command::Dump(_) | Command::Switch(_) | Command::Accept);
     let patience = if writes { SNAPSHOT_PATIENCE } else { PATIENCE };
     let failed = |source| ClientError::Connection { path: socket.into(), source };
     let mut connection = Connection::new(connect(socket)?, MESSAGE_TIME).map_err(failed)?;
@@ -160,6 +185,8 @@ fn reply(socket: &Path, command: &Command, response: &Response) -> Result<Reply,
         (204, _) => Ok(Reply::Done),
         (200, Command::Status) => parse::<Status>(response).map(Reply::Status).map_err(strange),
         (200, Command::Switch(_)) => parse::<SwitchSummary>(response).map(Reply::Switched).map_err(strange),
+        (200, Command::Prepare(_)) => parse::<KernelStatus>(response).map(Reply::Prepared).map_err(strange),
+        (200, Command::Accept) => parse::<Acceptance>(response).map(Reply::Accepted).map_err(strange),
         (200, Command::Kernels) => parse::<KernelList>(response).map(Reply::Kernels).map_err(strange),
         (200, _) => parse::<SnapshotSummary>(response).map(Reply::Snapshot).map_err(strange),
         _ => Err(ClientError::Refused(parse::<ErrorBody>(response).map_err(strange)?.error)),
@@ -175,6 +202,8 @@ fn done_word(command: &Command) -> &'static str {
         Command::Status | Command::Kernels => "answered",
         Command::Switch(_) => "switched",
         Command::Forget(_) => "forgotten",
+        Command::Prepare(_) => "booted",
+        Command::Accept => "accepted",
         Command::Pause => "paused",
         Command::Resume => "resumed",
         Command::Snapshot(_) | Command::Dump(_) => "written",
@@ -189,6 +218,8 @@ fn as_json(reply: &Reply, command: &Command) -> String {
         Reply::Snapshot(summary) => serde_json::to_string(summary),
         Reply::Switched(summary) => serde_json::to_string(summary),
         Reply::Kernels(list) => serde_json::to_string(list),
+        Reply::Prepared(kernel) => serde_json::to_string(kernel),
+        Reply::Accepted(acceptance) => serde_json::to_string(acceptance),
         Reply::Done => serde_json::to_string(&serde_json::json!({ "done": done_word(command) })),
     };
     // All of it came from JSON.
@@ -204,6 +235,8 @@ fn as_text(reply: &Reply, command: &Command) -> String {
         Reply::Snapshot(summary) => summary.to_string(),
         Reply::Switched(summary) => summary.to_string(),
         Reply::Kernels(list) => list.to_string(),
+        Reply::Prepared(kernel) => kernel.to_string(),
+        Reply::Accepted(acceptance) => acceptance.to_string(),
         Reply::Done => done_word(command).into(),
     }
 }

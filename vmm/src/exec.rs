@@ -72,11 +72,15 @@ pub fn run(args: &ExecArgs) -> Result<u8, ExecError> {
 pub fn vsock(guest: &GuestAddress) -> Result<PathBuf, ExecError> {
     match (&guest.vsock, &guest.api) {
         (Some(path), _) => Ok(path.clone()),
-        (None, api) => of_vm(api.as_deref().unwrap_or(Path::new(""))),
+        (None, api) => vsock_of(api.as_deref().unwrap_or(Path::new(""))),
     }
 }
 
-fn of_vm(api: &Path) -> Result<PathBuf, ExecError> {
+/// Where the vsock device of this VM is.
+///
+/// # Errors
+/// The VM can't be asked, or has none.
+pub fn vsock_of(api: &Path) -> Result<PathBuf, ExecError> {
     match client::call(api, &Command::Status)? {
         Reply::Status(status) => status.vsock.ok_or(ExecError::NoVsock),
         _ => Err(ExecError::NoVsock),

@@ -1,6 +1,7 @@
 //! The command: parse, do, report.
 
 mod restoring;
+mod switching;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -8,18 +9,16 @@ use devices::virtio::{BlkState, MmioState, VsockState};
 use kvm_ioctls::Kvm;
 use snapshot::publish::Temporary;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use vmm::api::{
-    BalloonRequest, BootRequest, Command as Verb, ForgetRequest, ImageRequest, StopRequest, SwitchRequest,
-};
+use vmm::api::{BalloonRequest, Command as Verb, ForgetRequest, StopRequest};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
     AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs, Remote, Run,
-    SnapshotArgs, SuspendArgs, SwitchArgs, UnpackArgs,
+    SnapshotArgs, UnpackArgs,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -51,8 +50,11 @@ fn main() -> ExitCode {
         Command::Pause(vm) => ask(&vm, &Verb::Pause),
         Command::Resume(vm) => ask(&vm, &Verb::Resume),
         Command::Stop(args) => ask(&args.remote, &Verb::Stop(StopRequest { all: args.all })),
-        Command::Switch(args) => switch(&args),
-        Command::SuspendWith(args) => suspend_with(&args),
+        Command::Switch(args) => switching::switch(&args),
+        Command::SuspendWith(args) => switching::suspend_with(&args),
+        Command::Upgrade(args) => switching::upgrade(&args),
+        Command::Prepare(args) => switching::prepare(&args),
+        Command::Accept(vm) => ask(&vm, &Verb::Accept),
         Command::Kernels(vm) => ask(&vm, &Verb::Kernels),
         Command::Forget(args) => ask(&args.remote, &Verb::Forget(ForgetRequest { name: args.name })),
         Command::Balloon(args) => {
@@ -178,7 +180,12 @@ fn host_ends(drained: Arc<EventFd>) -> HostEnds {
     let wake = move || {
         let _ = drained.write(1);
     };
-    HostEnds { console: Box::new(ConsoleOut::stdout()), drained: Box::new(wake), disks: Vec::new() }
+    HostEnds {
+        console: Box::new(ConsoleOut::stdout()),
+        drained: Box::new(wake),
+        disks: Vec::new(),
+        alone: false,
+    }
 }
 
 /// A power-off needs no words; everything else is said.
@@ -208,6 +215,9 @@ fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
+    if let Some(kernel) = &args.kernel {
+        return ask(&args.remote, &client::snapshot_beside(&args.file, kernel)?);
+    }
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
     let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, args.parent.as_deref());
     if args.compress.is_none() {
@@ -238,49 +248,6 @@ fn unpack(args: &UnpackArgs) -> Result<ExitCode> {
 
 fn dump(args: &DumpArgs) -> Result<ExitCode> {
     ask(&args.remote, &client::dump(&args.file)?)
-}
-
-/// Absolute, since the VM's process may have another working directory.
-fn here(path: &PathBuf) -> Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("{}", path.display()))
-}
-
-/// What a kernel's init is to do is told by a word on its command line.
-fn suspend_with(args: &SuspendArgs) -> Result<ExitCode> {
-    let then = args.write_to.as_ref().map_or(String::new(), |_| format!(" image={}", args.then.word()));
-    let boot = BootRequest {
-        kernel: here(&args.kernel)?,
-        initrd: args.initrd.as_ref().map(here).transpose()?,
-        cmdline: format!("{}{then}", args.cmdline),
-        memory_bytes: Some(args.memory),
-        vcpus: Some(args.cpus),
-        name: args.name.clone(),
-        share_disks: false,
-        image: Some(ImageRequest { write_to: args.write_to.as_ref().map(here).transpose()? }),
-    };
-    ask(&args.remote, &Verb::Switch(SwitchRequest { boot: Some(boot), ..SwitchRequest::default() }))
-}
-
-fn switch(args: &SwitchArgs) -> Result<ExitCode> {
-    let boot = args.kernel.as_ref().map(|kernel| {
-        anyhow::Ok(BootRequest {
-            kernel: here(kernel)?,
-            initrd: args.initrd.as_ref().map(here).transpose()?,
-            cmdline: args.cmdline.clone(),
-            memory_bytes: args.memory,
-            vcpus: args.cpus,
-            name: args.name.clone(),
-            share_disks: args.share_disks,
-            image: None,
-        })
-    });
-    let request = SwitchRequest {
-        to: args.to.clone(),
-        boot: boot.transpose()?,
-        keep_in: args.keep_in.as_ref().map(here).transpose()?,
-        time: args.time.into(),
-    };
-    ask(&args.remote, &Verb::Switch(request))
 }
 
 fn describe(args: &File) -> Result<ExitCode> {

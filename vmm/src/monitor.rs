@@ -5,16 +5,14 @@
 //!
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
+mod kernels;
+
 use crate::api::{
-    ApiCall, ApiError, BalloonRequest, BalloonStatus, BootRequest, Command, DumpRequest, ImageRequest,
-    KernelList, KernelStatus, NetworkStatus, Reply, RunState, SleptTime, SnapshotRequest, SnapshotSummary,
-    Status, SwitchRequest, SwitchSummary, Then,
+    ApiCall, ApiError, BalloonRequest, BalloonStatus, Command, DumpRequest, NetworkStatus, Reply, RunState,
+    SnapshotRequest, SnapshotSummary, Status, Then,
 };
-use crate::boot::BootSource;
-use crate::clock::TimePolicy;
 use crate::complaint;
 use crate::disk::DiskCare;
-use crate::kernel::ProtocolChoice;
 use crate::live::LiveSnapshot;
 use crate::machine::PausedMachine;
 use crate::outcome::Outcome;
@@ -22,7 +20,7 @@ use crate::panic_dump::OnPanic;
 use crate::run_loop::Stop;
 use crate::save::{SaveError, Wish};
 use crate::signals::EndSignals;
-use crate::switch::{ImageWish, KernelInfo, Kernels, Newcomer, Next, SwitchError, Switched};
+use crate::switch::{Kernels, SwitchError};
 use crate::tap::TapName;
 use crate::terminal::{Action, HELP, Terminal};
 use devices::Request;
@@ -88,6 +86,7 @@ impl Monitor {
             self.wait()?;
             self.hear_signals()?;
             self.hear_vcpus();
+            self.hear_beside();
             if self.ended.is_none() {
                 self.hear_user()?;
             }
@@ -114,6 +113,8 @@ impl Monitor {
     fn wait(&self) -> io::Result<()> {
         let stop = self.kernels.awake().stop_event();
         let mut fds = vec![self.inputs.signals.fd(), stop.as_raw_fd(), self.inputs.drained.as_raw_fd()];
+        let beside = self.kernels.beside_event();
+        fds.extend(beside.as_ref().map(AsRawFd::as_raw_fd));
         fds.extend(self.inputs.terminal.fd());
         fds.extend(self.inputs.calls.as_ref().map(|calls| calls.event.as_raw_fd()));
         let timeout = self.inputs.terminal.has_bytes().then_some(CONSOLE_RETRY);
@@ -249,48 +250,14 @@ impl Monitor {
             Command::Stop(_) => self.end_kernel(Outcome::Stopped),
             Command::Balloon(request) => return self.balloon(request),
             Command::Switch(request) => return self.switch(request).map(Reply::Switched),
+            Command::Prepare(boot) => return self.prepare(boot).map(Reply::Prepared),
+            Command::Accept => return self.accept().map(Reply::Accepted),
             Command::Kernels => return Ok(Reply::Kernels(self.kernel_list())),
             Command::Forget(request) => self.kernels.forget(&request.name).map_err(|e| conflict(&e))?,
             Command::Snapshot(request) => return self.snapshot(request).map(Reply::Snapshot),
             Command::Dump(request) => return self.dump(request).map(Reply::Snapshot),
         }
         Ok(Reply::Done)
-    }
-
-    fn switch(&mut self, request: SwitchRequest) -> Result<SwitchSummary, ApiError> {
-        self.expect_no_live()?;
-        let time = match request.time {
-            SleptTime::Advance => TimePolicy::Advance,
-            SleptTime::Freeze => TimePolicy::Freeze,
-        };
-        let next = match (request.boot, request.to) {
-            (Some(boot), _) => Next::Boot(newcomer(boot)),
-            (None, Some(name)) => Next::Wake(name, time),
-            (None, None) => return Err(ApiError::bad_request("expected one of `to` and `boot`")),
-        };
-        let switched = self.kernels.switch(&next, request.keep_in).map_err(|error| {
-            if matches!(error, SwitchError::Both { .. }) {
-                self.end(Outcome::Fault(complaint::one_line(&error)));
-            }
-            conflict(&error)
-        })?;
-        self.say(&complaint::printable(&switched.to_string()));
-        let (pause_ms, saved_ms) = (milliseconds(switched.pause), milliseconds(switched.saved));
-        let Switched { from, ended: from_ended, to, .. } = switched;
-        Ok(SwitchSummary { from, from_ended, to, pause_ms, saved_ms })
-    }
-
-    fn kernel_list(&self) -> KernelList {
-        let status = |info: KernelInfo| KernelStatus {
-            name: info.name,
-            version: info.shape.kernel.version,
-            asleep: info.asleep.is_some(),
-            memory_bytes: info.shape.memory,
-            resident_bytes: info.resident,
-            asleep_seconds: info.asleep.unwrap_or_default().as_secs_f64(),
-            kept_in: info.file,
-        };
-        KernelList { kernels: self.kernels.list().into_iter().map(status).collect() }
     }
 
     fn balloon(&self, request: BalloonRequest) -> Result<Reply, ApiError> {
@@ -354,6 +321,9 @@ impl Monitor {
     }
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
+        if let Some(name) = &request.kernel {
+            return self.snapshot_beside(name, request.path);
+        }
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let wish = wish(&request)?;
         self.write(request.path, request.then, |paused, _| paused.save(wish, &mut |_, _| {}))
@@ -443,13 +413,6 @@ fn wait_for(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-fn newcomer(boot: BootRequest) -> Newcomer {
-    let BootRequest { kernel, initrd, cmdline, memory_bytes, vcpus, name, share_disks, image } = boot;
-    let source = BootSource { kernel, initrd, cmdline, protocol: ProtocolChoice::Auto, reserved: Vec::new() };
-    let image = image.map(|ImageRequest { write_to }| ImageWish { write_to });
-    Newcomer { name, source, memory: memory_bytes, vcpus, share_disks, image }
 }
 
 /// The parent is opened, with all that it needs, before the guest has to stand still.

@@ -65,6 +65,8 @@ pub struct HostEnds {
     pub drained: Box<dyn Fn() + Send>,
     /// What is behind the disks, by id.
     pub disks: Vec<Disk>,
+    /// Whether the machine is cut off: its networks have no wire, and what its virtio console puts out is dropped.
+    pub alone: bool,
 }
 
 impl Machine {
@@ -92,6 +94,7 @@ impl Machine {
             disks: &ends.disks,
             console: ends.console,
             drained: ends.drained,
+            alone: ends.alone,
         };
         let board = Board::from_state(&state.board, board_host)?;
         let vcpus = start_threads(vcpus, &board.buses()).map_err(RestoreError::Thread)?;

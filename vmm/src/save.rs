@@ -121,6 +121,16 @@ impl PausedMachine<'_> {
         Taken::with_disks(self, path, false, record)?.write(self.ram(), &mut |_, _| {})
     }
 
+    /// The same of a machine that has only stand-ins for the disks that it may write: of disks that it can't write only a record is kept.
+    ///
+    /// # Errors
+    /// See [`SaveError`]; the machine is as before.
+    pub fn save_apart(&self, path: &Path) -> Result<Summary, SaveError> {
+        let disks: Vec<_> = self.machine().disks.iter().filter(|disk| disk.file.read_only).cloned().collect();
+        let record = |generation: &_| disk::record(&disks, DiskCare::default(), path, generation);
+        Taken::with_disks(self, path, false, record)?.write(self.ram(), &mut |_, _| {})
+    }
+
     /// Takes what [`PausedMachine::save`] writes, for [`Frozen::write`], so that the machine can run on meanwhile.
     ///
     /// # Errors

@@ -4,31 +4,30 @@
 //! Holds: a device's place in the list is its window and its interrupt line for life; what a state names of the host (a
 //! path, a tap) is opened here, so that a boot and a restore open it alike.
 
+mod place;
+
+use place::Place;
+
 use crate::config::parse_name;
-use crate::console_thread::ConsoleThread;
-use crate::discard::RamDiscard;
 use crate::disk::{self, Disk};
-use crate::io_thread::{IoThread, Window};
+use crate::io_thread::IoThread;
 use crate::layout;
 use crate::panic_watch::PanicWatch;
 use crate::ram::GuestRam;
 use crate::socket_file::SocketFile;
-use crate::tap::{Tap, TapError, TapName};
-use crate::vsock::{self, VsockError};
+use crate::tap::{TapError, TapName};
+use crate::vsock::VsockError;
 use devices::virtio::{
-    Balloon, BalloonState, Blk, BlkHost, BlkState, Console, ConsoleState, Device, Discard, Entropy, Mac,
-    Mmio, MmioHost, MmioState, Net, NetState, Output, QUEUE_NOTIFY, Rng, Transport, Vsock, VsockHost,
-    VsockState, Wire,
+    Balloon, BalloonState, Blk, BlkState, Console, ConsoleState, Mac, Mmio, MmioState, Net, NetState, Rng,
+    Transport, Vsock, VsockState,
 };
-use devices::{Bus, BusError, Interrupt, Persist, lock};
-use kvm_ioctls::{IoEventAddress, VmFd};
-use rustix::rand::{GetRandomFlags, getrandom};
+use devices::{Bus, BusError, Persist, lock};
+use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use vmm_sys_util::eventfd::EventFd;
 
 /// One device, as it is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -175,6 +174,8 @@ pub struct VirtioHost<'a> {
     pub panicked: &'a PanicWatch,
     /// What is behind the disks.
     pub disks: &'a [Disk],
+    /// Whether networks have no wire, and what a console puts out is dropped.
+    pub alone: bool,
 }
 
 /// The devices, and the thread that serves them.
@@ -359,108 +360,6 @@ impl DeviceState {
     }
 }
 
-/// Where a device goes.
-struct Place<'a> {
-    slot: usize,
-    id: &'a str,
-    host: &'a VirtioHost<'a>,
-}
-
-impl Place<'_> {
-    /// Opens what the state names of the host, and makes the device of it.
-    fn attach(&self, state: &DeviceState) -> Result<Attached, VirtioError> {
-        Ok(match state {
-            DeviceState::Rng(state) => Attached::Rng(self.make(state, entropy())?),
-            DeviceState::Balloon(state) => {
-                let discard: Box<dyn Discard> = Box::new(RamDiscard::new(self.host.ram));
-                Attached::Balloon(self.make(state, discard)?)
-            }
-            DeviceState::Console(state) => {
-                let thread = ConsoleThread::stdout(self.host.panicked.clone());
-                let out: Box<dyn Output> = Box::new(thread.map_err(|source| self.failed(source))?);
-                Attached::Console(self.make(state, out)?)
-            }
-            DeviceState::Vsock { path, state } => self.attach_vsock(path, state)?,
-            DeviceState::Blk(state) => Attached::Blk(self.make(state, self.disk()?)?),
-            DeviceState::Net { tap, state } => {
-                let refused = |source| VirtioError::Tap { id: self.id.to_owned(), source };
-                let wire = Tap::open(tap).map_err(refused)?;
-                Attached::Net(tap.clone(), self.make(state, Box::new(wire) as Box<dyn Wire>)?)
-            }
-        })
-    }
-
-    fn attach_vsock(&self, path: &Path, state: &MmioState<VsockState>) -> Result<Attached, VirtioError> {
-        let refused = |source| VirtioError::Vsock { id: self.id.to_owned(), source };
-        let (file, streams) = vsock::open(path).map_err(refused)?;
-        let streams: Box<dyn VsockHost> = Box::new(streams);
-        Ok(Attached::Vsock(self.make(state, streams)?, file))
-    }
-
-    fn disk(&self) -> Result<BlkHost, VirtioError> {
-        let disk = self.host.disks.iter().find(|disk| disk.id == self.id);
-        let disk = disk.ok_or_else(|| VirtioError::NoDisk { id: self.id.to_owned() })?;
-        let memory = self.host.ram.memory();
-        let engine = disk::engine(&disk.file, memory, disk.engine).map_err(|source| VirtioError::Engine {
-            id: self.id.to_owned(),
-            engine: disk.engine,
-            source,
-        })?;
-        Ok(BlkHost { engine, memory: memory.clone() })
-    }
-
-    fn make<D>(
-        &self,
-        state: &MmioState<D::State>,
-        device: D::Host,
-    ) -> Result<Arc<Mutex<Mmio<D>>>, VirtioError>
-    where
-        D: Device + Persist,
-    {
-        let irq = Box::new(self.irqfd().map_err(|source| self.failed(source))?);
-        let host = MmioHost { memory: self.host.ram.memory().clone(), irq, device };
-        let made = Mmio::from_state(state, host)
-            .map_err(|error| VirtioError::State { id: self.id.to_owned(), reason: error.to_string() })?;
-        Ok(Arc::new(Mutex::new(made)))
-    }
-
-    /// Puts the window on the bus, except that notifications go to the I/O thread without an exit to this process.
-    fn connect(&self, device: &Attached, bus: &mut Bus) -> Result<Window, VirtioError> {
-        let transport = device.transport();
-        let base = layout::virtio_window(self.slot);
-        let queues = (0..lock(&*transport).queues() as u32).map(|queue| self.ioeventfd(base, queue));
-        let queues = queues.collect::<io::Result<_>>().map_err(|source| self.failed(source))?;
-        bus.insert(base, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
-        Ok(Window { transport, queues })
-    }
-
-    fn ioeventfd(&self, base: u64, queue: u32) -> io::Result<EventFd> {
-        let event = event()?;
-        let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
-        self.host.vm.register_ioevent(&event, &address, queue).map_err(from_errno)?;
-        Ok(event)
-    }
-
-    fn irqfd(&self) -> io::Result<IrqFd> {
-        let event = event()?;
-        self.host.vm.register_irqfd(&event, layout::virtio_gsi(self.slot)).map_err(from_errno)?;
-        Ok(IrqFd(event))
-    }
-
-    fn failed(&self, source: io::Error) -> VirtioError {
-        VirtioError::Connect { id: self.id.to_owned(), source }
-    }
-}
-
-/// An edge that KVM's worker carries into the interrupt controllers, soon.
-struct IrqFd(EventFd);
-
-impl Interrupt for IrqFd {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
-
 fn check_ids(states: &[SlotState]) -> Result<(), VirtioError> {
     if states.len() > layout::VIRTIO_SLOTS {
         return Err(VirtioError::TooMany { count: states.len() });
@@ -471,22 +370,4 @@ fn check_ids(states: &[SlotState]) -> Result<(), VirtioError> {
         }
     }
     Ok(())
-}
-
-fn entropy() -> Entropy {
-    Box::new(|mut bytes| {
-        while !bytes.is_empty() {
-            let filled = getrandom(&mut *bytes, GetRandomFlags::empty())?;
-            bytes = &mut bytes[filled..];
-        }
-        Ok(())
-    })
-}
-
-fn event() -> io::Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-}
-
-fn from_errno(error: kvm_ioctls::Error) -> io::Error {
-    io::Error::from_raw_os_error(error.errno())
 }

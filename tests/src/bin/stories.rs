@@ -148,6 +148,11 @@ fn all() -> Vec<(String, Story)> {
     for (name, files) in [("switch", false), ("switch-files", true)] {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
+    stories.push((
+        "upgrade-by-hand".to_owned(),
+        Box::new(|dir| stories::upgraded(&["6.1", "6.12", "7.2", "6.1"], dir)),
+    ));
+    stories.push(("upgrade-fails".to_owned(), Box::new(|dir| stories::not_upgraded("6.1", "6.12", dir))));
     stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
     for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
         let ends = Box::new(move |dir: &Path| outlives(version, by, dir));

@@ -2,7 +2,9 @@
 //!
 //! In: a guest and a directory. Out: nothing, or why the story failed. Holds: a story starts `vmm` as a user would.
 
+mod adopting;
 mod agent;
+mod beside;
 mod clones;
 mod disks;
 mod dumping;
@@ -23,9 +25,12 @@ mod stub;
 mod switching;
 mod time;
 mod timing;
+mod upgrading;
 mod working_set;
 
+pub use adopting::comes_out_of_a_file;
 pub use agent::agent;
+pub use beside::{boots_beside, ends_beside};
 pub use clones::{GET_READY, clones};
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_hangs, worker};
 pub use dumping::{dumped, dumped_by_panic, makedumpfile_reads_it, panic_is_in_the_dump};
@@ -48,4 +53,5 @@ pub use time::{
     comes_back_later, has_an_agent, has_lost_its_agent, twins,
 };
 pub use timing::tells_its_times;
+pub use upgrading::{not_upgraded, upgraded};
 pub use working_set::works_with_a_part;

@@ -63,7 +63,7 @@ fn switch(vm: &mut TestVm, guest: &Guest, boots: bool, keep: Option<&Path>) -> R
     switch_with(vm, guest, &args)
 }
 
-fn switch_with(vm: &mut TestVm, guest: &Guest, args: &[String]) -> Result<Turn> {
+pub(super) fn switch_with(vm: &mut TestVm, guest: &Guest, args: &[String]) -> Result<Turn> {
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let told = vm.ask("switch", &args)?;
     ensure!(told["to"] == guest.word(), "{told}");

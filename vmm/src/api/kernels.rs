@@ -3,7 +3,7 @@
 //! In: the body of a request. Out: a [`SwitchRequest`] whose parts fit each other. Holds: every path is absolute, since the VM's process
 //! may have another working directory than who asks.
 
-use super::{ApiError, mebibytes, parsed, printable};
+use super::{ApiError, absolute, mebibytes, parsed, printable};
 use crate::kernel;
 use crate::layout;
 use serde::{Deserialize, Serialize};
@@ -20,12 +20,18 @@ pub struct SwitchRequest {
     /// One that is booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootRequest>,
+    /// One that a snapshot has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<KeptKernel>,
     /// The file that the one that is awake will sleep in, absolute; memory if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_in: Option<PathBuf>,
     /// What a kernel that wakes up makes of the time it slept.
     #[serde(default)]
     pub time: SleptTime,
+    /// Whether what the other writes to disks lies beside them until it is accepted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trial: bool,
 }
 
 /// A kernel to be booted beside those that sleep.
@@ -54,6 +60,20 @@ pub struct BootRequest {
     /// Makes it an image kernel, which is shown the one that falls asleep as its `/proc/vmcore`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRequest>,
+}
+
+/// A kernel that goes on from a snapshot, on the disks, taps and sockets of the one that is awake.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptKernel {
+    /// The snapshot, absolute.
+    pub path: PathBuf,
+    /// What it will be called; after its version if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether it gets the writable disks too.
+    #[serde(default)]
+    pub share_disks: bool,
 }
 
 /// What an image kernel is for.
@@ -109,6 +129,22 @@ impl fmt::Display for SwitchSummary {
     }
 }
 
+/// What was kept of a kernel on trial.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Acceptance {
+    /// Bytes that its disks did not have.
+    pub written_bytes: u64,
+    /// How long its disks could not be used, in milliseconds.
+    pub total_ms: f64,
+}
+
+/// One line for a person.
+impl fmt::Display for Acceptance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} written to disks in {:.1} ms", mebibytes(self.written_bytes), self.total_ms)
+    }
+}
+
 /// The kernels of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelList {
@@ -133,6 +169,18 @@ pub struct KernelStatus {
     pub asleep_seconds: f64,
     /// The file that it sleeps in; none in memory.
     pub kept_in: Option<PathBuf>,
+    /// Whether it runs, or ran, beside the one that is awake.
+    #[serde(default)]
+    pub beside: bool,
+    /// The vsock socket of one that runs beside, absolute; none without such a device.
+    #[serde(default)]
+    pub vsock: Option<PathBuf>,
+    /// Why one that was booted beside runs no more.
+    #[serde(default)]
+    pub ended: Option<String>,
+    /// Whether it is on trial.
+    #[serde(default)]
+    pub on_trial: bool,
 }
 
 /// A line for each kernel, for a person.
@@ -150,6 +198,11 @@ impl fmt::Display for KernelStatus {
         let (held, memory) = (mebibytes(self.resident_bytes), mebibytes(self.memory_bytes));
         write!(f, "{name}: {version}, {held} of {memory} held, ")?;
         match (self.asleep, &self.kept_in) {
+            (false, _) if self.beside => match &self.ended {
+                Some(why) => write!(f, "beside, has ended: {}", printable(why)),
+                None => write!(f, "beside"),
+            },
+            (false, _) if self.on_trial => write!(f, "awake on trial"),
             (false, _) => write!(f, "awake"),
             (true, None) => write!(f, "asleep for {:.1} s", self.asleep_seconds),
             (true, Some(file)) => {
@@ -160,22 +213,31 @@ impl fmt::Display for KernelStatus {
     }
 }
 
-pub(super) fn switch_request(body: &[u8]) -> Result<SwitchRequest, ApiError> {
-    let request: SwitchRequest = parsed(body, "a switch request")?;
-    if request.to.is_some() == request.boot.is_some() {
-        return Err(ApiError::bad_request("expected one of `to` and `boot`"));
+pub(super) fn boot_request(body: &[u8]) -> Result<BootRequest, ApiError> {
+    let boot: BootRequest = parsed(body, "a kernel to boot")?;
+    if boot.image.is_some() {
+        return Err(ApiError::bad_request("no image kernel is booted beside another"));
     }
-    if let Some(vcpus) = request.boot.as_ref().and_then(|boot| boot.vcpus)
-        && !layout::VCPUS.contains(&vcpus)
-    {
+    check_boot(&boot).map(|()| boot)
+}
+
+/// Its files are absolute, and it has a number of vCPUs that there can be.
+fn check_boot(boot: &BootRequest) -> Result<(), ApiError> {
+    if let Some(vcpus) = boot.vcpus.filter(|vcpus| !layout::VCPUS.contains(vcpus)) {
         return Err(ApiError::bad_request(format!("{vcpus} vCPUs: expected 1 to 16")));
     }
-    let written = |boot: &BootRequest| boot.image.as_ref()?.write_to.clone();
-    let files =
-        request.boot.iter().flat_map(|boot| [Some(boot.kernel.clone()), boot.initrd.clone(), written(boot)]);
-    let files = files.chain([request.keep_in.clone()]);
-    if let Some(path) = files.flatten().find(|path| !path.is_absolute()) {
-        return Err(ApiError::bad_request(format!("path must be absolute: {}", path.display())));
+    let image = boot.image.as_ref().and_then(|image| image.write_to.as_deref());
+    [Some(boot.kernel.as_path()), boot.initrd.as_deref(), image].into_iter().flatten().try_for_each(absolute)
+}
+
+pub(super) fn switch_request(body: &[u8]) -> Result<SwitchRequest, ApiError> {
+    let request: SwitchRequest = parsed(body, "a switch request")?;
+    let SwitchRequest { to, boot, snapshot, .. } = &request;
+    if [to.is_some(), boot.is_some(), snapshot.is_some()].into_iter().filter(|&given| given).count() != 1 {
+        return Err(ApiError::bad_request("expected one of `to`, `boot` and `snapshot`"));
     }
+    boot.as_ref().map_or(Ok(()), check_boot)?;
+    let kept = snapshot.as_ref().map(|kept| kept.path.as_path());
+    [request.keep_in.as_deref(), kept].into_iter().flatten().try_for_each(absolute)?;
     Ok(request)
 }

@@ -91,9 +91,19 @@ fn switch_back() -> SwitchRequest {
     SwitchRequest {
         to: Some("a".into()),
         boot: None,
+        snapshot: None,
         keep_in: Some("/tmp/b.snap".into()),
         time: SleptTime::Freeze,
+        trial: true,
     }
+}
+
+fn kept() -> KeptKernel {
+    KeptKernel { path: "/tmp/b.snap".into(), name: Some("b".into()), share_disks: true }
+}
+
+fn switch_to_kept(kept: KeptKernel) -> SwitchRequest {
+    SwitchRequest { snapshot: Some(kept), ..SwitchRequest::default() }
 }
 
 fn switched() -> SwitchSummary {
@@ -109,6 +119,10 @@ fn kernel() -> KernelStatus {
         resident_bytes: 1 << 20,
         asleep_seconds: 1.5,
         kept_in: Some("/tmp/a.snap".into()),
+        beside: false,
+        vsock: None,
+        ended: None,
+        on_trial: false,
     }
 }
 
@@ -120,6 +134,7 @@ fn snapshot(path: &str, then: Option<Then>) -> Command {
         digest_disks: false,
         parent: None,
         live: false,
+        kernel: None,
     })
 }
 
@@ -143,6 +158,7 @@ fn the_document_has_the_types_fields_and_no_others() {
         digest_disks: true,
         parent: Some("/p".into()),
         live: true,
+        kernel: Some("b".into()),
     };
     assert_eq!(properties("Status"), fields(&status()));
     assert_eq!(properties("SnapshotSummary"), fields(&summary()));
@@ -150,15 +166,18 @@ fn the_document_has_the_types_fields_and_no_others() {
     assert_eq!(properties("DumpRequest"), fields(&DumpRequest { path: "/a".into() }));
     assert_eq!(properties("Balloon"), fields(&balloon()));
     assert_eq!(properties("BalloonRequest"), fields(&BalloonRequest { target_bytes: 0 }));
-    let switch = SwitchRequest { boot: Some(boot()), ..switch_back() };
+    let switch = SwitchRequest { boot: Some(boot()), snapshot: Some(kept()), ..switch_back() };
     assert_eq!(properties("SwitchRequest"), fields(&switch));
     assert_eq!(properties("BootRequest"), fields(&boot()));
+    assert_eq!(properties("KeptKernel"), fields(&kept()));
     assert_eq!(properties("ImageRequest"), fields(&boot().image.unwrap()));
     assert_eq!(properties("ForgetRequest"), fields(&ForgetRequest { name: String::new() }));
     assert_eq!(properties("StopRequest"), fields(&StopRequest::default()));
     assert_eq!(properties("SwitchSummary"), fields(&switched()));
     assert_eq!(properties("KernelList"), fields(&KernelList { kernels: vec![kernel()] }));
     assert_eq!(properties("Kernel"), fields(&kernel()));
+    let acceptance = Acceptance { written_bytes: 0, total_ms: 0.0 };
+    assert_eq!(properties("Acceptance"), fields(&acceptance));
     assert_eq!(properties("Error"), fields(&ErrorBody { error: String::new() }));
 }
 
@@ -174,11 +193,20 @@ fn a_command_survives_the_way_through_http() {
     let snapshots = [None, Some(Then::Resume), Some(Then::Pause), Some(Then::Stop)]
         .map(|then| snapshot("/tmp/a b.snap", then));
     let balloon = Command::Balloon(BalloonRequest { target_bytes: 1 << 20 });
-    let others = [Command::Status, Command::Pause, Command::Resume, Command::Kernels, balloon];
+    let prepare = Command::Prepare(BootRequest { image: None, ..boot() });
+    let others = [
+        prepare,
+        Command::Accept,
+        Command::Status,
+        Command::Pause,
+        Command::Resume,
+        Command::Kernels,
+        balloon,
+    ];
     let dump = Command::Dump(DumpRequest { path: "/tmp/dump".into() });
     let stops = [false, true].map(|all| Command::Stop(StopRequest { all }));
     let forget = Command::Forget(ForgetRequest { name: "old".into() });
-    let switches = [switch_back(), switch_to(boot())].map(Command::Switch);
+    let switches = [switch_back(), switch_to(boot()), switch_to_kept(kept())].map(Command::Switch);
     for wanted in snapshots.into_iter().chain(others).chain(stops).chain([forget, dump]).chain(switches) {
         let (method, path, body) = request(&wanted).unwrap();
         assert_eq!(command(method, path, &body), Ok(wanted));
@@ -198,14 +226,16 @@ fn a_switch_is_to_one_kernel_whose_files_are_absolute() {
         command("PUT", "/api/v1/vm.switch", &body).unwrap_err()
     };
     let both = SwitchRequest { boot: Some(boot()), ..switch_back() };
-    for request in [both, SwitchRequest::default()] {
-        assert_eq!(refused(&request), ApiError::bad_request("expected one of `to` and `boot`"));
+    let all = SwitchRequest { snapshot: Some(kept()), ..both.clone() };
+    for request in [both, all, SwitchRequest::default()] {
+        assert_eq!(refused(&request), ApiError::bad_request("expected one of `to`, `boot` and `snapshot`"));
     }
     let relative = [
         switch_to(BootRequest { kernel: "b".into(), ..boot() }),
         switch_to(BootRequest { initrd: Some("b".into()), ..boot() }),
         switch_to(BootRequest { image: Some(ImageRequest { write_to: Some("b".into()) }), ..boot() }),
         SwitchRequest { keep_in: Some("b".into()), ..switch_back() },
+        switch_to_kept(KeptKernel { path: "b".into(), ..kept() }),
     ];
     for request in relative {
         assert_eq!(refused(&request), ApiError::bad_request("path must be absolute: b"));

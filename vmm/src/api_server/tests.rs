@@ -68,6 +68,8 @@ fn act(state: &mut RunState, command: Command) -> Result<Reply, ApiError> {
         | Command::Balloon(_)
         | Command::Switch(_)
         | Command::Forget(_)
+        | Command::Prepare(_)
+        | Command::Accept
         | Command::Dump(_) => {}
         Command::Snapshot(request) if request.path.ends_with("full") => {
             return Err(ApiError::failed("no space left"));

@@ -2,6 +2,7 @@
 //!
 //! In: what failed. Out: one line that says so. Holds: a kernel is named as its user named it.
 
+use super::adopt::AdoptError;
 use crate::disk::{DiskError, DisksError};
 use crate::kvm::Ioctl;
 use crate::load::LoadError;
@@ -59,6 +60,73 @@ pub enum SwitchError {
         name: String,
         /// Why.
         source: RestoreError,
+    },
+    /// A kernel from elsewhere, which this machine is not for.
+    #[error("kernel `{name}` cannot have this VM")]
+    Adopt {
+        /// Which.
+        name: String,
+        /// Why.
+        source: AdoptError,
+    },
+    /// One at a time.
+    #[error("kernel `{0}` runs beside already: `vmm forget` drops it")]
+    Busy(String),
+    /// Nobody runs beside under this name.
+    #[error("no kernel `{0}` runs beside")]
+    NotBeside(String),
+    /// It ran beside, and has ended.
+    #[error("kernel `{name}` ended before it was switched to: {why}")]
+    EndedBeside {
+        /// Which.
+        name: String,
+        /// How.
+        why: String,
+    },
+    /// Nothing can stand in for a disk.
+    #[error("disk `{disk}`: nothing can stand in for it")]
+    StandIn {
+        /// The disk's id.
+        disk: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It may turn out never to have run.
+    #[error("kernel `{0}` is on trial: `vmm accept` keeps what it wrote, and a switch back drops it")]
+    OnTrial(String),
+    /// There is nothing to accept.
+    #[error("kernel `{0}` is not on trial")]
+    NotOnTrial(String),
+    /// Who slept would lose what was before.
+    #[error("kernel `{0}` has run here before: expected a new one to go on trial")]
+    NotNew(String),
+    /// There is no place for what is written on trial.
+    #[error("disk `{disk}`: no place for what is written on trial")]
+    NoTrial {
+        /// The disk's id.
+        disk: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A disk has no room for what was written on trial.
+    #[error("disk `{disk}` has no room for what was written on trial, and stays as it was")]
+    NoRoom {
+        /// The disk's id.
+        disk: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A disk has a part of what was written on trial.
+    #[error(
+        "disk `{disk}` could not be written whole: kernel `{name}` goes on on trial, and no other can have that disk"
+    )]
+    HalfAccepted {
+        /// The disk's id.
+        disk: String,
+        /// Whose writes they are.
+        name: String,
+        /// What the host said.
+        source: io::Error,
     },
     /// A disk that a sleeper would find changed.
     #[error("kernel `{name}` cannot wake up: its disk `{disk}` was written while it slept")]

@@ -10,14 +10,16 @@
 //! GiB after it  the sleeper's RAM, each range at this address + its GPA
 //! ```
 
-use super::SwitchError;
 use super::sleeper::{Ready, Sleeper};
+use super::{Awake, Kernels, SwitchError};
 use crate::boot::BootSource;
+use crate::clock::TimePolicy;
 use crate::disk::{Disk, DiskFile, EngineChoice};
 use crate::layout;
 use crate::load;
 use crate::ram::{GuestRam, Window};
 use crate::save;
+use crate::start;
 use crate::stub::Report;
 use crate::virtio::{DeviceState, SlotState};
 use devices::virtio::{BlkState, MmioState};
@@ -115,6 +117,61 @@ fn written(file: &NewFile) -> Result<UnverifiedSnapshot, SwitchError> {
     match file.file().try_clone() {
         Ok(open) => Ok(UnverifiedSnapshot::of(open, path)),
         Err(source) => Err(SwitchError::ImageFile { path, source }),
+    }
+}
+
+impl Kernels {
+    /// Gives what an image kernel wrote its name, all of it checked, as it powers the machine off. `None` if it was given nothing
+    /// to write to, or is none.
+    ///
+    /// # Errors
+    /// It is no whole snapshot, or can't be named.
+    pub fn finish_image(&mut self) -> Result<Option<PathBuf>, SwitchError> {
+        let image = self.awake.as_mut().and_then(|awake| awake.image.take());
+        image.map_or(Ok(None), Image::finish)
+    }
+
+    /// Whether the one that is awake is an image kernel.
+    pub fn is_image_kernel(&self) -> bool {
+        self.image().is_some()
+    }
+
+    /// Refuses to keep an image kernel, in a file or for another: what it is shown is no part of it. Nor is one kept that is on trial.
+    ///
+    /// # Errors
+    /// The one that is awake is one.
+    pub fn check_can_be_kept(&self) -> Result<(), SwitchError> {
+        match self.image() {
+            Some(_) => Err(SwitchError::ImageKernel(self.origin().0.to_owned())),
+            None => self.expect_no_trial(),
+        }
+    }
+
+    pub(super) fn image(&self) -> Option<&Image> {
+        self.awake.as_ref().and_then(|awake| awake.image.as_ref())
+    }
+
+    /// Restarts the machine from what an image kernel wrote: the restore stub checks it and puts its RAM in place. Whoever slept is that
+    /// machine, and wakes up no more. Returns what the stub said.
+    ///
+    /// # Errors
+    /// There is no image, or it is refused; then nobody is awake.
+    pub fn restart(&mut self) -> Result<String, SwitchError> {
+        let Awake { machine, image, .. } = self.awake.take().ok_or(SwitchError::Ending)?;
+        machine.dismantle();
+        let image = image.ok_or(SwitchError::NoImage)?;
+        let index = self.find(image.of())?;
+        let (snapshot, ram, report) = image.overlay(&self.kvm)?;
+        let state = load::state(&snapshot)?;
+        load::check_host(&self.kvm, &snapshot, &state)?;
+        let sleeper = &self.asleep[index];
+        let (name, disks, source) = (sleeper.name.clone(), sleeper.disks.clone(), snapshot.path().to_owned());
+        let (time, generation) = (TimePolicy::Advance, Some(start::generation()?));
+        let ready =
+            Ready { name, source, state, ram, time, disks, generation, on_trial: false, is_new: false };
+        self.run(ready, None)?;
+        self.asleep.remove(index);
+        Ok(report.line)
     }
 }
 

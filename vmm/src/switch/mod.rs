@@ -9,28 +9,29 @@
 //!  asleep ─ state + RAM ── from_state ──► awake       A sleeper keeps its RAM where it is, and its disks open and locked.
 //! ```
 
+mod adopt;
+mod beside;
 mod error;
 mod image;
+mod prepare;
 mod sleeper;
 mod told;
+mod trial;
 
+pub use adopt::AdoptError;
+use beside::Beside;
 pub use error::SwitchError;
 use image::Image;
 pub use image::{IMAGE_DISK, ImageWish};
 use sleeper::{Place, Ready, Sleeper};
-pub use told::{KernelInfo, Newcomer, Next, Switched};
+pub use told::{Kept, KernelInfo, Newcomer, Next, Switched, Terms};
 
-use crate::capture::MachineState;
 use crate::clock::TimePolicy;
-use crate::config::{Shape, parse_name};
 use crate::disk::DiskCare;
-use crate::kernel;
 use crate::load;
 use crate::machine::Machine;
 use crate::restore::HostEnds;
 use crate::save::Wish;
-use crate::start;
-use crate::virtio::SlotState;
 use kvm_ioctls::Kvm;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -42,6 +43,8 @@ struct Awake {
     machine: Machine,
     /// Of an image kernel.
     image: Option<Image>,
+    /// Whether what it writes to disks is kept only if it is accepted.
+    on_trial: bool,
 }
 
 /// What [`Kernels`] holds at every time that it can be asked.
@@ -57,13 +60,15 @@ pub struct Kernels {
     /// None only while one takes the place of another.
     awake: Option<Awake>,
     asleep: Vec<Sleeper>,
+    beside: Option<Beside>,
 }
 
 impl Kernels {
     /// One kernel, awake.
     pub fn new(kvm: Kvm, machine: Machine, source: PathBuf, ends: Ends) -> Self {
         let name = machine.shape().name.clone();
-        Self { kvm, ends, awake: Some(Awake { name, source, machine, image: None }), asleep: Vec::new() }
+        let awake = Some(Awake { name, source, machine, image: None, on_trial: false });
+        Self { kvm, ends, awake, asleep: Vec::new(), beside: None }
     }
 
     /// The machine of the one that is awake.
@@ -104,33 +109,54 @@ impl Kernels {
             asleep: None,
             file: None,
             resident: awake.machine.ram().resident_bytes(),
+            beside: false,
+            vsock: None,
+            ended: None,
+            on_trial: awake.on_trial,
         });
-        awake.chain(self.asleep.iter().map(Sleeper::info)).collect()
+        awake
+            .chain(self.asleep.iter().map(Sleeper::info))
+            .chain(self.beside.iter().map(Beside::info))
+            .collect()
     }
 
-    /// Drops one that sleeps; a file that it slept in stays.
+    /// Drops one that sleeps, or runs beside; a file that it slept in stays.
     ///
     /// # Errors
     /// Nobody sleeps under this name, or an image kernel is shown it.
     pub fn forget(&mut self, name: &str) -> Result<(), SwitchError> {
+        if self.forget_beside(name) {
+            return Ok(());
+        }
         let index = self.find(name)?;
         if self.image().is_some_and(|image| image.of() == name) {
             return Err(SwitchError::Shown(name.to_owned()));
         }
+        self.expect_no_trial()?;
         self.asleep.remove(index);
         Ok(())
     }
 
-    /// Puts the awake kernel to sleep, in `file` if there is one, and has the other run. An image kernel doesn't sleep: once the
-    /// other runs it is no more.
+    /// Puts the awake kernel to sleep, in a file if one is named, and has the other run. An image kernel doesn't sleep, nor does one on
+    /// trial: once the other runs it is no more.
     ///
     /// # Errors
     /// See [`SwitchError`].
-    pub fn switch(&mut self, next: &Next, file: Option<PathBuf>) -> Result<Switched, SwitchError> {
+    pub fn switch(&mut self, next: &Next, terms: Terms) -> Result<Switched, SwitchError> {
+        let Terms { keep_in: file, trial } = terms;
         if file.is_some() || matches!(next, Next::Boot(Newcomer { image: Some(_), .. })) {
             self.check_can_be_kept()?;
         }
-        let ready = self.prepare(next)?;
+        if !matches!(next, Next::Wake(..)) {
+            self.expect_no_trial()?;
+        }
+        if matches!(next, Next::Wake(name, _) if self.is_beside(name)) {
+            self.put_beside_to_bed()?;
+        }
+        let mut ready = self.prepare(next)?;
+        if trial {
+            trial::put_on_trial(&mut ready)?;
+        }
         // Such disks can only be those of the one that falls asleep, whichever of the two had them first.
         let shared = ready.disks.iter().any(|disk| !disk.file.read_only);
         let started = Instant::now();
@@ -138,7 +164,8 @@ impl Kernels {
         let saved = if matches!(asleep.place, Place::File(_)) { started.elapsed() } else { Duration::ZERO };
         let switched = Switched {
             from: asleep.name.clone(),
-            ended: asleep.image.is_some(),
+            ended: asleep.image.is_some() || asleep.on_trial,
+            on_trial: asleep.on_trial,
             unfinished: asleep.image.as_ref().and_then(Image::unfinished),
             to: ready.name.clone(),
             pause: Duration::ZERO,
@@ -146,7 +173,7 @@ impl Kernels {
         };
         let image = match next {
             Next::Boot(newcomer) => newcomer.image.as_ref(),
-            Next::Wake(..) => None,
+            Next::Wake(..) | Next::Snapshot(_) => None,
         };
         self.hand_over(ready, asleep, shared, image)?;
         Ok(Switched { pause: started.elapsed(), ..switched })
@@ -168,107 +195,10 @@ impl Kernels {
         Ok(started.elapsed())
     }
 
-    /// Gives what an image kernel wrote its name, all of it checked, as it powers the machine off. `None` if it was given nothing
-    /// to write to, or is none.
-    ///
-    /// # Errors
-    /// It is no whole snapshot, or can't be named.
-    pub fn finish_image(&mut self) -> Result<Option<PathBuf>, SwitchError> {
-        let image = self.awake.as_mut().and_then(|awake| awake.image.take());
-        image.map_or(Ok(None), Image::finish)
-    }
-
-    /// Whether the one that is awake is an image kernel.
-    pub fn is_image_kernel(&self) -> bool {
-        self.image().is_some()
-    }
-
-    /// Refuses to keep an image kernel, in a file or for another: what it is shown is no part of it.
-    ///
-    /// # Errors
-    /// The one that is awake is one.
-    pub fn check_can_be_kept(&self) -> Result<(), SwitchError> {
-        match self.image() {
-            Some(_) => Err(SwitchError::ImageKernel(self.origin().0.to_owned())),
-            None => Ok(()),
-        }
-    }
-
-    fn image(&self) -> Option<&Image> {
-        self.awake.as_ref().and_then(|awake| awake.image.as_ref())
-    }
-
-    /// Restarts the machine from what an image kernel wrote: the restore stub checks it and puts its RAM in place. Whoever slept is that
-    /// machine, and wakes up no more. Returns what the stub said.
-    ///
-    /// # Errors
-    /// There is no image, or it is refused; then nobody is awake.
-    pub fn restart(&mut self) -> Result<String, SwitchError> {
-        let Awake { machine, image, .. } = self.awake.take().ok_or(SwitchError::Ending)?;
-        machine.dismantle();
-        let image = image.ok_or(SwitchError::NoImage)?;
-        let index = self.find(image.of())?;
-        let (snapshot, ram, report) = image.overlay(&self.kvm)?;
-        let state = load::state(&snapshot)?;
-        load::check_host(&self.kvm, &snapshot, &state)?;
-        let sleeper = &self.asleep[index];
-        let (name, disks, source) = (sleeper.name.clone(), sleeper.disks.clone(), snapshot.path().to_owned());
-        let (time, generation) = (TimePolicy::Advance, Some(start::generation()?));
-        self.run(Ready { name, source, state, ram, time, disks, generation }, None)?;
-        self.asleep.remove(index);
-        Ok(report.line)
-    }
-
-    /// All that can be refused while the awake kernel still runs.
-    fn prepare(&self, next: &Next) -> Result<Ready, SwitchError> {
-        match next {
-            Next::Boot(newcomer) => self.prepare_boot(newcomer),
-            Next::Wake(name, time) => self.asleep[self.find(name)?].ready(*time),
-        }
-    }
-
-    fn prepare_boot(&self, newcomer: &Newcomer) -> Result<Ready, SwitchError> {
-        let machine = self.awake();
-        let disks: Vec<_> = machine
-            .disks
-            .iter()
-            .filter(|disk| newcomer.share_disks || disk.file.read_only)
-            .cloned()
-            .collect();
-        let has_disk = |slot: &SlotState| !slot.is_disk() || disks.iter().any(|disk| disk.id == slot.id);
-        let devices: Vec<_> = machine.board().virtio().save();
-        let image = newcomer.image.as_ref().is_some_and(|wish| wish.write_to.is_some());
-        let devices = devices.iter().map(SlotState::after_reset).filter(has_disk);
-        let devices = image.then(image::disk_slot).into_iter().chain(devices).collect();
-        let shape = Shape {
-            name: machine.shape().name.clone(),
-            vcpus: newcomer.vcpus.unwrap_or(machine.shape().vcpus),
-            memory: newcomer.memory.unwrap_or(machine.shape().memory),
-            kernel: Default::default(),
-        };
-        let announced = newcomer
-            .image
-            .as_ref()
-            .map(|_| image::announce(&newcomer.source, shape.memory, machine.shape().memory));
-        let source = announced.as_ref().unwrap_or(&newcomer.source);
-        let (state, ram) = start::prepare(&self.kvm, shape, devices, source)?;
-        let name = self.name_for(newcomer, &state)?;
-        let source = newcomer.source.kernel.clone();
-        Ok(Ready { name, source, state, ram, time: TimePolicy::Freeze, disks, generation: None })
-    }
-
-    fn name_for(&self, newcomer: &Newcomer, state: &MachineState) -> Result<String, SwitchError> {
-        let taken =
-            |name: &str| self.origin().0 == name || self.asleep.iter().any(|sleeper| sleeper.name == name);
-        if let Some(name) = &newcomer.name {
-            let good = parse_name(name).is_ok() && !taken(name);
-            return if good { Ok(name.clone()) } else { Err(SwitchError::BadName(name.clone())) };
-        }
-        let release = state.shape.kernel.version.as_deref().map_or("kernel", kernel::release);
-        let base = release.chars().take(48).collect::<String>();
-        let numbered = (2..).map(|number| format!("{base}-{number}"));
-        let free = std::iter::once(base.clone()).chain(numbered).find(|name| !taken(name));
-        Ok(free.unwrap_or(base))
+    /// Whether a kernel has this name.
+    fn is_known(&self, name: &str) -> bool {
+        let mut asleep = self.asleep.iter();
+        self.origin().0 == name || self.is_beside(name) || asleep.any(|sleeper| sleeper.name == name)
     }
 
     fn find(&self, name: &str) -> Result<usize, SwitchError> {
@@ -296,10 +226,12 @@ impl Kernels {
             }
         };
         paused.keep();
-        let Awake { name, source, machine, image } = self.awake.take().ok_or(SwitchError::Ending)?;
+        let Awake { name, source, machine, image, on_trial } =
+            self.awake.take().ok_or(SwitchError::Ending)?;
         let (ram, disks) = machine.dismantle();
         let place = kept.map_or(Place::Memory(ram), Place::File);
-        Ok(Sleeper { name, source, state, place, disks, stamps: Vec::new(), since: Instant::now(), image })
+        let (stamps, since) = (Vec::new(), Instant::now());
+        Ok(Sleeper { name, source, state, place, disks, stamps, since, image, on_trial, stranger: false })
     }
 
     fn hand_over(
@@ -323,7 +255,7 @@ impl Kernels {
             return back.map_err(both).and(Err(first));
         }
         self.asleep.retain(|sleeper| sleeper.name != to);
-        if asleep.image.is_none() {
+        if asleep.image.is_none() && !asleep.on_trial {
             self.asleep.push(asleep);
         }
         Ok(())
@@ -335,7 +267,8 @@ impl Kernels {
             .map_err(|source| SwitchError::Wake { name: ready.name.clone(), source })?;
         machine.generation = ready.generation;
         machine.resume();
-        self.awake = Some(Awake { name: ready.name, source: ready.source, machine, image });
+        let Ready { name, source, on_trial, .. } = ready;
+        self.awake = Some(Awake { name, source, machine, image, on_trial });
         Ok(())
     }
 }

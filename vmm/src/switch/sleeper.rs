@@ -29,6 +29,10 @@ pub(super) struct Sleeper {
     pub(super) since: Instant,
     /// Of an image kernel, which sleeps only until it turns out that the next one runs.
     pub(super) image: Option<Image>,
+    /// Whether it is on trial, and so sleeps no longer than an image kernel.
+    pub(super) on_trial: bool,
+    /// Whether it has never had the machine: its disks and the rest are those of who is awake when it wakes up.
+    pub(super) stranger: bool,
 }
 
 /// Where a sleeper's RAM is.
@@ -48,6 +52,10 @@ pub(super) struct Ready {
     pub(super) disks: Vec<Disk>,
     /// The id by which it learns that it may have twins: what slept in a file may have been restored from it elsewhere.
     pub(super) generation: Option<Generation>,
+    /// Whether it is on trial.
+    pub(super) on_trial: bool,
+    /// Whether it has never had the machine.
+    pub(super) is_new: bool,
 }
 
 impl Sleeper {
@@ -60,7 +68,8 @@ impl Sleeper {
         };
         let ram = self.ram()?;
         let (name, source, disks) = (self.name.clone(), self.source.clone(), self.disks.clone());
-        Ok(Ready { name, source, state: self.state.clone(), ram, time, disks, generation })
+        let (state, on_trial) = (self.state.clone(), self.on_trial);
+        Ok(Ready { name, source, state, ram, time, disks, generation, on_trial, is_new: self.stranger })
     }
 
     /// Its RAM.
@@ -79,7 +88,7 @@ impl Sleeper {
         Ok(())
     }
 
-    fn check_disks(&self) -> Result<(), SwitchError> {
+    pub(super) fn check_disks(&self) -> Result<(), SwitchError> {
         for (id, then) in &self.stamps {
             let Some(disk) = self.disks.iter().find(|disk| disk.id == *id) else { continue };
             if then.is_none() || look(disk, Stamp::of)? != *then {
@@ -96,7 +105,18 @@ impl Sleeper {
             Place::File(snapshot) => (Some(snapshot.path().to_owned()), 0),
         };
         let (name, shape) = (self.name.clone(), self.state.shape.clone());
-        KernelInfo { name, shape, asleep: Some(self.since.elapsed()), file, resident }
+        let asleep = Some(self.since.elapsed());
+        KernelInfo {
+            name,
+            shape,
+            asleep,
+            file,
+            resident,
+            beside: false,
+            vsock: None,
+            ended: None,
+            on_trial: false,
+        }
     }
 }
 

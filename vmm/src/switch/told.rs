@@ -27,6 +27,19 @@ pub struct Newcomer {
     pub image: Option<ImageWish>,
 }
 
+/// A kernel that a snapshot has, of another VM or of this one.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The snapshot.
+    pub file: PathBuf,
+    /// What it will be called; after its version if nothing is said.
+    pub name: Option<String>,
+    /// Whether it gets the writable disks too.
+    pub share_disks: bool,
+    /// What it makes of the time since the snapshot.
+    pub time: TimePolicy,
+}
+
 /// Who is to be awake next.
 #[derive(Clone, Debug)]
 pub enum Next {
@@ -34,6 +47,17 @@ pub enum Next {
     Boot(Newcomer),
     /// One that sleeps, with so much of the time it slept as the policy says.
     Wake(String, TimePolicy),
+    /// One that goes on from a file, with the awake one's disks, taps and sockets.
+    Snapshot(Kept),
+}
+
+/// What becomes of the two between whom is switched.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// The file that the one that is awake will sleep in; memory if there is none.
+    pub keep_in: Option<PathBuf>,
+    /// Whether what the other writes to disks lies beside them until it is accepted.
+    pub trial: bool,
 }
 
 /// What a switch took.
@@ -41,8 +65,10 @@ pub enum Next {
 pub struct Switched {
     /// Who was awake.
     pub from: String,
-    /// Whether that one was an image kernel, and has ended: what it was shown moves on.
+    /// Whether that one has ended; an image kernel: what it was shown moves on.
     pub ended: bool,
+    /// Whether that one was on trial, and has ended: what it wrote is dropped.
+    pub on_trial: bool,
     /// The file that it had not finished, which is dropped.
     pub unfinished: Option<PathBuf>,
     /// Who is.
@@ -56,7 +82,10 @@ pub struct Switched {
 /// One line for a person.
 impl fmt::Display for Switched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, ended, unfinished, to, .. } = self;
+        let Self { from, ended, on_trial, unfinished, to, .. } = self;
+        if *on_trial {
+            return write!(f, "vmm: kernel `{from}` ended on trial, nothing of it is left, `{to}` runs");
+        }
         match (ended, unfinished) {
             (false, _) => write!(f, "vmm: kernel `{from}` sleeps, `{to}` runs"),
             (true, None) => write!(f, "vmm: image kernel `{from}` ended, `{to}` runs"),
@@ -82,4 +111,12 @@ pub struct KernelInfo {
     pub file: Option<PathBuf>,
     /// Bytes of the host's memory that its RAM takes.
     pub resident: u64,
+    /// Whether it runs, or ran, beside the one that is awake.
+    pub beside: bool,
+    /// The vsock socket of one that runs beside.
+    pub vsock: Option<PathBuf>,
+    /// Why one that was booted beside runs no more.
+    pub ended: Option<String>,
+    /// Whether it is on trial.
+    pub on_trial: bool,
 }
