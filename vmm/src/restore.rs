@@ -8,6 +8,7 @@ use crate::clock::{self, Moment, TimePolicy};
 use crate::config::Shape;
 use crate::cpuid;
 use crate::disk::Disk;
+use crate::ground::Ground;
 use crate::kvm::Ioctl;
 use crate::machine::{Machine, Vcpus};
 use crate::msr;
@@ -16,7 +17,7 @@ use crate::run_loop::Buses;
 use crate::timing::FirstRun;
 use crate::vcpu::{self, Vcpu};
 use crate::vcpu_state::{HostVcpu, VcpuState, VcpuStateError};
-use crate::vcpu_thread::{Reports, VcpuThread};
+use crate::vcpu_thread::{Reports, Seat, VcpuThread};
 use crate::vm;
 use crate::vm_state;
 use crate::vmcoreinfo::Place;
@@ -70,10 +71,7 @@ pub struct HostEnds {
 }
 
 impl Machine {
-    /// Builds a machine with this state on this RAM, in which so much time has passed as the policy says. It is paused.
-    ///
-    /// Order: memory slots, interrupt controllers, vCPUs; then the clock, from which the TSCs among the vCPUs' states
-    /// follow; then timer chip and controllers' state; the devices last.
+    /// As [`Machine::on`], on ground that is made for it now.
     ///
     /// # Errors
     /// Whatever this host's KVM, or a device, would not take.
@@ -84,8 +82,25 @@ impl Machine {
         time: TimePolicy,
         ends: HostEnds,
     ) -> Result<Self, RestoreError> {
-        let vm = vm::create(kvm, Some(&ram))?;
-        let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
+        Self::on(Ground::new(kvm)?, state, ram, time, ends)
+    }
+
+    /// Builds a machine with this state on this RAM, in which so much time has passed as the policy says. It is paused.
+    ///
+    /// Order: memory slots, interrupt controllers, vCPUs; then the clock, from which the TSCs among the vCPUs' states
+    /// follow; then timer chip and controllers' state; the devices last.
+    ///
+    /// # Errors
+    /// Whatever this host's KVM, or a device, would not take.
+    pub fn on(
+        ground: Ground,
+        state: &MachineState,
+        ram: GuestRam,
+        time: TimePolicy,
+        ends: HostEnds,
+    ) -> Result<Self, RestoreError> {
+        let vm = vm::furnish(ground.vm, Some(&ram))?;
+        let host = Arc::new(vm::host_vcpu(&vm, ground.msr_list));
         let vcpus = restore_vcpus(&vm, state, &host, time)?;
         vm_state::restore(&vm, &state.vm)?;
         let board_host = BoardHost {
@@ -97,7 +112,7 @@ impl Machine {
             alone: ends.alone,
         };
         let board = Board::from_state(&state.board, board_host)?;
-        let vcpus = start_threads(vcpus, &board.buses()).map_err(RestoreError::Thread)?;
+        let vcpus = start_threads(ground.seat, vcpus, &board.buses()).map_err(RestoreError::Thread)?;
         Ok(Self {
             vcpus,
             board,
@@ -157,14 +172,16 @@ fn restore_vcpus(
     Ok(vcpus)
 }
 
-fn start_threads(vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
+fn start_threads(first: Option<Seat>, vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
     vcpu::install_kick_handler()?;
     let (sender, reports) = channel();
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
     let first_run = Arc::new(FirstRun::default());
     let report_to = Reports { sender, event: event.clone(), first_run: first_run.clone() };
-    let start = |(index, vcpu)| VcpuThread::new(index as u32, vcpu, buses.clone(), report_to.clone());
-    let threads = vcpus.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
+    let missing = first.iter().len() as u32..vcpus.len() as u32;
+    let seats = first.into_iter().map(Ok).chain(missing.map(Seat::new)).collect::<io::Result<Vec<_>>>()?;
+    let start = |(seat, vcpu)| VcpuThread::new(seat, vcpu, buses.clone(), report_to.clone());
+    let threads = seats.into_iter().zip(vcpus).map(start).collect();
     let alarm = Arc::default();
     Ok(Vcpus { threads, reports, event, first_run, alarm, running: 0, stop: None })
 }

@@ -7,6 +7,7 @@ use crate::boot::{self, BootError, BootSource, Entry, registers};
 use crate::capture::MachineState;
 use crate::clock::TimePolicy;
 use crate::config::{self, ConfigError, Shape};
+use crate::ground::Ahead;
 use crate::kvm::Ioctl;
 use crate::layout;
 use crate::load::{self, LoadError};
@@ -16,6 +17,7 @@ use crate::ram::{GuestRam, RamError};
 use crate::restore::{HostEnds, RestoreError};
 use crate::vcpu_state::VcpuState;
 use crate::virtio::SlotState;
+use crate::vm::OpenError;
 use devices::{GENERATION_LEN, Generation};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
 use kvm_ioctls::Kvm;
@@ -51,6 +53,9 @@ pub enum StartError {
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
+    /// There is no KVM to work with.
+    #[error(transparent)]
+    Kvm(#[from] OpenError),
     /// A state after reset that this host would not take.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -101,13 +106,13 @@ pub fn prepare(
     Ok((state, ram))
 }
 
-/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, with some of the host's ends replaced. Before the guest runs it
-/// gets a generation id of its own, since other machines may go on from the same snapshot.
+/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, and on ground that was begun ahead, with some of the
+/// host's ends replaced. Before the guest runs it gets a generation id of its own, since other machines may go on from the same snapshot.
 ///
 /// # Errors
 /// A host that lacks what the guest was promised, or won't take its state.
 pub fn restore(
-    kvm: &Kvm,
+    (kvm, ground): (&Kvm, Ahead),
     snapshot: &Snapshot,
     ram: GuestRam,
     overrides: Overrides,
@@ -118,7 +123,7 @@ pub fn restore(
     overrides.apply(&mut state.board.virtio)?;
     load::check_host(kvm, snapshot, &state)?;
     let refused = |source| StartError::State { path: snapshot.path().to_owned(), source };
-    let mut machine = Machine::from_state(kvm, &state, ram, time, ends).map_err(refused)?;
+    let mut machine = Machine::on(ground.wait()?, &state, ram, time, ends).map_err(refused)?;
     machine.generation = Some(generation()?);
     Ok(machine)
 }

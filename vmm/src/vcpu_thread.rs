@@ -4,6 +4,7 @@
 //! it keeps the same thread for life, because KVM waits for an RCU grace period when a vCPU changes threads.
 
 use crate::run_loop::{Buses, Step, Stop, step};
+use crate::soon;
 use crate::timing::FirstRun;
 use crate::vcpu::{Vcpu, kick_signal};
 use std::io;
@@ -36,18 +37,48 @@ pub struct Reports {
     pub first_run: Arc<FirstRun>,
 }
 
-impl VcpuThread {
-    /// Starts a paused thread for the vCPU.
+/// A thread that waits for its vCPU. It ends if there is none to come.
+pub struct Seat {
+    body: Sender<Body>,
+    thread: JoinHandle<()>,
+}
+
+impl Seat {
+    /// Starts the thread of the vCPU with this number.
     ///
     /// # Errors
     /// When the host has no thread to give.
-    pub fn new(index: u32, vcpu: Vcpu, buses: Buses, reports: Reports) -> io::Result<Self> {
+    pub fn new(index: u32) -> io::Result<Self> {
+        Self::after(index, || ())
+    }
+
+    /// The same, and it does this `first`.
+    ///
+    /// # Errors
+    /// When the host has no thread to give.
+    pub fn after(index: u32, first: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (body, bodies) = channel::<Body>();
+        let live = move || {
+            first();
+            if let Ok(mut body) = soon::recv(&bodies) {
+                body.live();
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(live)?;
+        Ok(Self { body, thread })
+    }
+}
+
+impl VcpuThread {
+    /// Gives the thread its vCPU. It is paused.
+    pub fn new(seat: Seat, vcpu: Vcpu, buses: Buses, reports: Reports) -> Self {
         let vcpu = Arc::new(Mutex::new(vcpu));
         let pause = Arc::new(AtomicBool::new(false));
         let (run, commands) = channel();
-        let mut body = Body { vcpu: vcpu.clone(), pause: pause.clone(), commands, buses, reports };
-        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || body.live())?;
-        Ok(Self { vcpu, pause, run: Some(run), thread: Some(thread) })
+        let body = Body { vcpu: vcpu.clone(), pause: pause.clone(), commands, buses, reports };
+        // It fails only for a thread that panicked before it had a vCPU.
+        let _ = seat.body.send(body);
+        Self { vcpu, pause, run: Some(run), thread: Some(seat.thread) }
     }
 
     /// Lets the vCPU run.
@@ -114,7 +145,7 @@ impl Body {
     }
 
     fn paused(&self) -> State {
-        if self.commands.recv().is_ok() { State::Running } else { State::Ended }
+        if soon::recv(&self.commands).is_ok() { State::Running } else { State::Ended }
     }
 
     fn running(&self) -> State {

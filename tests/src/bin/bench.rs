@@ -1,6 +1,6 @@
 //! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: `here`, `saves` (of here, what is about writing snapshots), `lab`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
+//! In: `here`, or of that only `restores` or `saves`, `lab`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
 //! and its floor are measured by turns in one run.
 
 use anyhow::{Context, Result, bail};
@@ -34,11 +34,12 @@ fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| show(in_the_lab(LAB_ROUNDS)?, "lab")),
-        ["saves"] => show(saves()?, "saves"),
+        ["restores"] => show(part("restoring", restored)?, "restores"),
+        ["saves"] => show(part("saving", saved)?, "saves"),
         ["here"] => show(here()?, "here").and_then(|()| stub()),
         ["lab"] => show(in_the_lab(LAB_ROUNDS)?, "lab"),
         ["inside", rounds] => inside(rounds.parse().context("a number of rounds")?),
-        other => bail!("{other:?}: expected `here`, `saves`, `lab`, or nothing for all"),
+        other => bail!("{other:?}: expected `here`, `restores`, `saves`, `lab`, or nothing for all"),
     }
 }
 
@@ -58,14 +59,7 @@ fn here() -> Result<Report> {
     // Beside the build, which is on a disk; a directory for temporary files may be in memory.
     std::fs::create_dir_all(DIR)?;
     let dir = tempfile::tempdir_in(DIR).context("no directory for the snapshots")?;
-    let mut rows = Vec::new();
-    for (memory, _) in SIZES {
-        let file = dir.path().join(memory);
-        save(&Guest::bare("port", dir.path())?.memory(memory), &file)?;
-        let subject = Subject { name: memory.to_owned(), file, exits_at_once: true };
-        rows.extend(restores(&subject, ROUNDS)?);
-    }
-    rows.push(alike(&rows)?);
+    let mut rows = restored(dir.path())?;
     rows.extend(clones("256M", &dir.path().join("256M"))?);
     rows.extend(cold(dir.path())?);
     rows.extend(saved(dir.path())?);
@@ -74,11 +68,23 @@ fn here() -> Result<Report> {
     Ok(Report { place: "this machine".to_owned(), rows })
 }
 
-/// What is about saving alone.
-fn saves() -> Result<Report> {
+/// Of all that, what is about one thing.
+fn part(what: &str, rows: fn(&Path) -> Result<Vec<Row>>) -> Result<Report> {
     std::fs::create_dir_all(DIR)?;
     let dir = tempfile::tempdir_in(DIR).context("no directory for the snapshots")?;
-    Ok(Report { place: "this machine, saving".to_owned(), rows: saved(dir.path())? })
+    Ok(Report { place: format!("this machine, {what}"), rows: rows(dir.path())? })
+}
+
+fn restored(dir: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (memory, _) in SIZES {
+        let file = dir.join(memory);
+        save(&Guest::bare("port", dir)?.memory(memory), &file)?;
+        let subject = Subject { name: memory.to_owned(), file, exits_at_once: true };
+        rows.extend(restores(&subject, ROUNDS)?);
+    }
+    rows.push(alike(&rows)?);
+    Ok(rows)
 }
 
 fn saved(dir: &Path) -> Result<Vec<Row>> {
