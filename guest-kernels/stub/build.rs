@@ -1,12 +1,14 @@
 //! Builds the stub's program, freestanding, with the compiler that builds everything else.
 //!
-//! In: `program/`, `src/abi.rs` and the `snapshot-format` crate. Out: `stub.bin` in `OUT_DIR`, a flat image. Holds: the host's
-//! target is enough; the program's dependencies have the versions of this workspace, since its lock file is used.
+//! In: `program/`, `src/abi.rs` and the `snapshot-format` crate. Out: a flat image in `OUT_DIR` for each of [`PROGRAMS`]. Holds:
+//! the host's target is enough; the program's dependencies have the versions of this workspace, since its lock file is used.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+/// Names, and what the processor has to have.
+const PROGRAMS: [(&str, &str); 3] = [("sse2", "+sse2"), ("avx2", "+avx2"), ("avx512", "+avx512f")];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const LINK: [&str; 6] =
     ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--oformat=binary", "-Wl,--build-id=none"];
@@ -31,9 +33,11 @@ fn main() {
     fs::create_dir_all(&project).expect("OUT_DIR can be written");
     fs::write(project.join("Cargo.toml"), manifest(&own, &root)).expect("OUT_DIR can be written");
     fs::copy(root.join("Cargo.lock"), project.join("Cargo.lock")).expect("the workspace has a lock file");
-    build(&own, &root, &project);
-    let program = project.join("target").join(TARGET).join("release/stub");
-    fs::copy(program, project.join("../stub.bin")).expect("cargo has made the program");
+    for (name, features) in PROGRAMS {
+        build(&own, &root, &project, features);
+        let program = project.join("target").join(TARGET).join("release/stub");
+        fs::copy(program, project.join(format!("../{name}.bin"))).expect("cargo has made the program");
+    }
 }
 
 /// A workspace of its own: other profile, other flags.
@@ -43,17 +47,19 @@ fn manifest(own: &Path, root: &Path) -> String {
         "[package]\nname = \"stub\"\nedition = \"2024\"\n\n[workspace]\n\n[[bin]]\nname = \"stub\"\npath = {main:?}\n\n\
          [dependencies]\nsnapshot-format = {{ path = {format:?} }}\n\n\
          [profile.release]\npanic = \"abort\"\nopt-level = \"s\"\nlto = \"fat\"\ncodegen-units = 1\n\
-         strip = \"none\"\n\n[profile.release.package.xxhash-rust]\nopt-level = 3\n"
+         strip = \"none\"\n\n[profile.release.package.xxhash-rust]\nopt-level = 3\n\n\
+         [profile.release.package.snapshot-format]\nopt-level = 3\n"
     )
 }
 
-fn build(own: &Path, root: &Path, project: &Path) {
+fn build(own: &Path, root: &Path, project: &Path, features: &str) {
     let mut cargo = Command::new(variable("CARGO"));
     for name in NOT_OURS {
         cargo.env_remove(name);
     }
     // Paths of sources are in the messages of panics.
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()));
+    let flags = [format!("--remap-path-prefix={}=.", root.display()), format!("-Ctarget-feature={features}")];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     cargo.current_dir(project).args(["rustc", "--release", "--offline", "--target", TARGET]);
     cargo.arg("--target-dir").arg(project.join("target")).args(["--bin", "stub", "--"]);
     cargo.args(["-Crelocation-model=static", "-Cno-redzone=yes"]);

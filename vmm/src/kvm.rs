@@ -3,8 +3,8 @@
 //! In: file descriptors of vCPUs. Out: their answers as bindings' structs, or an [`Ioctl`] that names the call. Holds:
 //! every `ioctl` of our own is here.
 
-use kvm_bindings::{KVMIO, kvm_device_attr, kvm_pre_fault_memory, kvm_sregs2};
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{KVM_CAP_PRE_FAULT_MEMORY, KVMIO, kvm_device_attr, kvm_pre_fault_memory, kvm_sregs2};
+use kvm_ioctls::{Kvm, VcpuFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
@@ -88,6 +88,11 @@ pub fn pre_fault(vcpu: &VcpuFd, gpa: u64, size: u64) -> Result<(), Ioctl> {
             return checked(ret, "KVM_PRE_FAULT_MEMORY");
         }
     }
+}
+
+/// Whether [`pre_fault`] can do anything here: Linux 6.10 and later, with nested paging.
+pub fn can_pre_fault(kvm: &Kvm) -> bool {
+    kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0
 }
 
 /// The vCPU's TSC offset (`KVM_VCPU_TSC_OFFSET`): guest TSC = scaled host TSC + offset. `None` where KVM has no such

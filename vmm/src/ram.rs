@@ -6,6 +6,7 @@
 
 mod changes;
 mod fetch;
+mod fresh;
 mod layers;
 mod page_map;
 
@@ -13,6 +14,7 @@ use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};
 use changes::Changes;
 pub use changes::ChangesError;
+pub(crate) use fresh::fresh;
 pub use layers::{Layer, MAPPED_MAX};
 pub(crate) use page_map::GONE;
 use page_map::{PageMap, SHORTENED};
@@ -284,15 +286,6 @@ impl GuestRam {
         let host = self.host_address(gpa, buf.len() as u64);
         self.pages.read(host.ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?, buf)
     }
-}
-
-/// Zeroed memory that is this process's alone. With huge pages a copy of the process is made in a fraction of the time; where KVM has
-/// them too it depends on how the host has placed it.
-fn fresh(gpa: u64, len: u64) -> Result<GuestRegionMmap, RamError> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let region = region(MmapRegionBuilder::new(len as usize), flags, gpa, len)?;
-    advise(&region, libc::MADV_HUGEPAGE);
-    Ok(region)
 }
 
 fn map(file: &Arc<File>, range: FileRange) -> Result<GuestRegionMmap, RamError> {

@@ -60,11 +60,14 @@ fn restore() -> Result<Report, Fault> {
     Ok(report)
 }
 
-/// Tells the monitor what will be read: all at once costs less than page by page.
-fn near_image(start: u64, len: u64) {
+/// Whole pages of the file, which the monitor may have copied to where to read them costs less.
+fn read_image<'a>(start: u64, len: u64) -> &'a [u8] {
     set_parameter(abi::NEAR_START, start);
     set_parameter(abi::NEAR_LEN, len);
-    control(abi::NEAR_IMAGE);
+    control(abi::READ_IMAGE);
+    // SAFETY: the monitor has said that so many bytes are there. It leaves them alone until the part after the next is asked for, and
+    // no chunk is kept for so long.
+    unsafe { slice::from_raw_parts(parameter(abi::IMAGE_AT) as *const u8, len as usize) }
 }
 
 /// Tells it which pages of RAM will be written after what was told before.

@@ -6,18 +6,28 @@
 //! meanwhile.
 
 use crate::ports::control;
-use crate::{abi, near_image, near_ram};
-use core::arch::asm;
+use crate::{abi, near_ram, read_image};
+use core::arch::x86_64;
 use core::ops::Range;
 use snapshot_format::chunk::{self, Digest};
 use snapshot_format::{CHUNK_SIZE, Fault, Image, MappedRange, PAGE_SIZE, RamRange};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
+/// The widest register of the processor that this is built for.
+#[cfg(target_feature = "avx512f")]
+type Vector = x86_64::__m512i;
+#[cfg(all(target_feature = "avx2", not(target_feature = "avx512f")))]
+type Vector = x86_64::__m256i;
+#[cfg(not(target_feature = "avx2"))]
+type Vector = x86_64::__m128i;
+/// Bytes that are copied without a jump.
+const BLOCK: usize = 4 * size_of::<Vector>();
+
 /// A bit for each page of a chunk: 1 where it has anything but zeroes.
 pub(crate) type Pages = [u64; abi::NEAR_PAGES_LEN];
 
-const _: () = assert!(CHUNK_SIZE / PAGE_SIZE == 64 * abi::NEAR_PAGES_LEN as u64);
+const _: () = assert!(CHUNK_SIZE <= abi::STAGED_MAX && CHUNK_SIZE / PAGE_SIZE == 64 * abi::NEAR_PAGES_LEN as u64);
 
 /// What was done.
 #[derive(Clone, Copy, Default)]
@@ -38,7 +48,7 @@ struct Source<'a> {
 /// A chunk that has been looked at.
 struct Chunk<'a> {
     place: RamRange,
-    /// Its bytes in the file.
+    /// Its bytes: in the file, or a copy.
     bytes: &'a [u8],
     data: Pages,
 }
@@ -128,11 +138,11 @@ impl<'a> Overlay<'a> {
 impl<'a> Source<'a> {
     /// Finds what is not zero, and tells the monitor of it.
     fn look_at(&self, place: RamRange, offset: usize) -> Chunk<'a> {
-        let bytes = &self.file[offset..offset + place.len as usize];
+        let mut bytes = &self.file[offset..offset + place.len as usize];
         let mut data = Pages::default();
         let is_hole = |page: usize| self.is_hole(offset / PAGE + page);
         if (0..bytes.len() / PAGE).any(|page| !is_hole(page)) {
-            near_image(offset as u64, place.len);
+            bytes = read_image(offset as u64, place.len);
             for (page, bytes) in bytes.chunks(PAGE).enumerate() {
                 let zero = is_hole(page) || chunk::is_zero(bytes);
                 data[page / 64] |= u64::from(!zero) << (page % 64);
@@ -156,9 +166,17 @@ fn is_set(pages: &Pages, page: usize) -> bool {
 /// Copies whole pages.
 fn copy(from: &[u8], to: &mut [u8], range: Range<usize>) {
     let (from, to) = (&from[range.clone()], &mut to[range]);
-    // SAFETY: both slices have that many words, and don't overlap; the direction flag is clear.
-    unsafe {
-        asm!("rep movsq", inout("rcx") from.len() / 8 => _, inout("rsi") from.as_ptr() => _,
-             inout("rdi") to.as_mut_ptr() => _, options(nostack, preserves_flags));
+    let (from, to) = (from.as_chunks::<BLOCK>().0, to.as_chunks_mut::<BLOCK>().0);
+    for (from, to) in from.iter().zip(to) {
+        let (from, to) = (from.as_ptr().cast::<Vector>(), to.as_mut_ptr().cast::<Vector>());
+        // SAFETY: within both blocks, which begin with a multiple of their size. Volatile, or the compiler calls memcpy.
+        unsafe {
+            let (a, b) = (from.read_volatile(), from.add(1).read_volatile());
+            let (c, d) = (from.add(2).read_volatile(), from.add(3).read_volatile());
+            to.write_volatile(a);
+            to.add(1).write_volatile(b);
+            to.add(2).write_volatile(c);
+            to.add(3).write_volatile(d);
+        }
     }
 }

@@ -7,7 +7,7 @@
 //!        20_0000  program, zeroes after it
 //!        21_0000  stack
 //!        22_0000  parameters, TSS and GDT in the same page
-//!        22_1000  page tables, then the map of holes
+//!        22_1000  page tables, then the map of holes, then copies of parts of the file
 //! 1000_0000_0000  guest RAM
 //! 2000_0000_0000  the snapshot file, read-only
 //! ```
@@ -35,6 +35,11 @@ pub const IMAGE: u64 = 0x2000_0000_0000;
 /// Longest file that there is room for in the address map.
 pub const IMAGE_MAX: u64 = 4 << 40;
 
+/// Longest part of the file of which the monitor makes a copy.
+pub const STAGED_MAX: u64 = 1 << 20;
+/// Copies that are there at a time.
+pub const STAGED: u64 = 2;
+
 /// Takes the stub's text, byte for byte.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Takes the words below.
@@ -48,8 +53,8 @@ pub const GO: u8 = 2;
 pub const REFUSED: u8 = 3;
 /// The stub itself is at fault; the last line of text says where.
 pub const FAILED: u8 = 4;
-/// The file will be read from [`NEAR_START`] on: have it at hand. A hint; nothing depends on it.
-pub const NEAR_IMAGE: u8 = 5;
+/// The file will be read from [`NEAR_START`] on, [`NEAR_LEN`] bytes: tell me where, in [`IMAGE_AT`].
+pub const READ_IMAGE: u8 = 5;
 /// RAM from the guest physical address [`NEAR_START`] on will be written, the pages in [`NEAR_PAGES`], but not yet: something else is
 /// done before. A hint as well.
 pub const NEAR_RAM: u8 = 6;
@@ -64,8 +69,11 @@ pub const IMAGE_LEN: Word = 0;
 pub const HOLES: Word = 1;
 /// From the stub, with a hint: where.
 pub const NEAR_START: Word = 12;
-/// From the stub, with [`NEAR_IMAGE`]: bytes, whole pages.
+/// From the stub, with [`READ_IMAGE`]: bytes, whole pages.
 pub const NEAR_LEN: Word = 13;
+/// From the monitor, for [`READ_IMAGE`]: the linear address of that part of the file, or of a copy, in which holes need not be zero. It
+/// stays as it is until the stub asks for the part after the next: [`STAGED`] are there at a time.
+pub const IMAGE_AT: Word = 14;
 /// From the stub, with [`NEAR_RAM`]: a bit for each page of a chunk, the lowest first.
 pub const NEAR_PAGES: Word = 24;
 /// Words of it.

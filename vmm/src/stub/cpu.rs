@@ -6,7 +6,9 @@
 use super::StubError;
 use super::image::ImageMapping;
 use super::near::{Near, Slot};
+use super::staging::Staging;
 use super::tables::{Plan, StubMemory, Window};
+use super::vectors;
 use crate::kvm::{During, Ioctl};
 use crate::ram::GuestRam;
 use crate::{cpuid, fault, kvm, layout};
@@ -63,7 +65,8 @@ pub(super) struct StubVm<'a> {
     vcpu: VcpuFd,
     vm: VmFd,
     memory: StubMemory,
-    _image: &'a ImageMapping,
+    image: &'a ImageMapping,
+    staging: Staging,
     near: Near,
     text: Vec<u8>,
 }
@@ -84,19 +87,22 @@ impl<'a> StubVm<'a> {
         let vm = kvm.create_vm().during("KVM_CREATE_VM")?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).during("KVM_SET_IDENTITY_MAP_ADDR")?;
         vm.set_tss_address(layout::KVM_TSS as usize).during("KVM_SET_TSS_ADDR")?;
-        let own = Slot { gpa: plan.base, len: plan.size, host: memory.host_address(), read_only: false };
-        add_memslot(&vm, STUB_SLOT, &own)?;
-        let file = image.region().map(|(host, len)| Slot { gpa: plan.image, len, host, read_only: true });
-        file.iter().try_for_each(|slot| add_memslot(&vm, IMAGE_SLOT, slot))?;
+        let own = Slot { gpa: plan.base, len: plan.size, host: memory.host_address() };
+        add_memslot(&vm, STUB_SLOT, &own, 0)?;
+        let file = image.region().map(|(host, len)| Slot { gpa: plan.image, len, host });
+        file.iter().try_for_each(|slot| add_memslot(&vm, IMAGE_SLOT, slot, KVM_MEM_READONLY))?;
         let vcpu = vm.create_vcpu(0).during("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid::to_kvm(&cpuid::for_vcpu(&supported, 0, 1))?).during("KVM_SET_CPUID2")?;
-        enter_ring_3(&vcpu, memory.root())?;
+        let (vectors, cr4) = vectors::open(&vcpu, &supported);
+        memory.write(abi::BASE, restore_stub::program(vectors))?;
+        enter_ring_3(&vcpu, memory.root(), CR4 | cr4)?;
         Ok(Self {
             vcpu,
             vm,
             memory,
-            _image: image,
-            near: Near::new(file.into_iter().collect()),
+            image,
+            staging: Staging::new(&plan),
+            near: Near::new(kvm::can_pre_fault(kvm), file),
             text: Vec::new(),
         })
     }
@@ -105,8 +111,8 @@ impl<'a> StubVm<'a> {
     pub(super) fn give_ram(&mut self, ram: &GuestRam) -> Result<(), StubError> {
         for (slot, region) in (RAM_SLOT..).zip(ram.memory().iter()) {
             let (gpa, len, host) = (region.start_addr().0, region.len(), region.as_ptr() as u64);
-            let ram = Slot { gpa, len, host, read_only: false };
-            add_memslot(&self.vm, slot, &ram)?;
+            let ram = Slot { gpa, len, host };
+            add_memslot(&self.vm, slot, &ram, 0)?;
             self.near.add(ram);
             self.memory.map(Window { linear: abi::RAM + gpa, gpa, len, writable: true })?;
         }
@@ -125,7 +131,7 @@ impl<'a> StubVm<'a> {
                     let room = TEXT_MAX - self.text.len();
                     self.text.extend(bytes.iter().take(room));
                 }
-                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_IMAGE])) => self.near_image(),
+                Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::READ_IMAGE])) => self.read_image()?,
                 Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_RAM])) => self.near_ram(),
                 Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [abi::NEAR_NOW])) => self.near.now(&self.vcpu),
                 Ok(VcpuExit::IoOut(abi::CONTROL_PORT, [word])) => {
@@ -146,9 +152,13 @@ impl<'a> StubVm<'a> {
 
 impl StubVm<'_> {
     /// Part of the file.
-    fn near_image(&self) {
+    fn read_image(&mut self) -> Result<(), StubError> {
         let [start, len] = [abi::NEAR_START, abi::NEAR_LEN].map(|word| self.parameter(word));
-        self.near.image(&self.vcpu, start, len);
+        let at = match self.near.image(&self.vcpu, start, len) {
+            true => abi::IMAGE + start,
+            false => self.staging.copy(self.image, &mut self.memory, start, len)?,
+        };
+        self.memory.write(abi::PARAMETERS + 8 * abi::IMAGE_AT as u64, &at.to_le_bytes())
     }
 
     /// Pages of RAM.
@@ -159,7 +169,7 @@ impl StubVm<'_> {
 }
 
 /// A page of the file is not there any more, or the disk doesn't give it.
-fn shortened() -> StubError {
+pub(super) fn shortened() -> StubError {
     StubError::Failed("the file was shortened meanwhile, or can't be read".to_owned())
 }
 
@@ -179,10 +189,10 @@ fn check_room(plan: &Plan, len: u64, supported: &[kvm_cpuid_entry2]) -> Result<(
     Err(StubError::TooLong { len, max: (end / 2).saturating_sub(3 << 30) })
 }
 
-fn add_memslot(vm: &VmFd, slot: u32, what: &Slot) -> Result<(), Ioctl> {
+fn add_memslot(vm: &VmFd, slot: u32, what: &Slot, flags: u32) -> Result<(), Ioctl> {
     let memslot = kvm_userspace_memory_region {
         slot,
-        flags: if what.read_only { KVM_MEM_READONLY } else { 0 },
+        flags,
         guest_phys_addr: what.gpa,
         memory_size: what.len,
         userspace_addr: what.host,
@@ -200,7 +210,7 @@ fn task_state() -> [u8; TSS_WHOLE] {
 
 const _: () = assert!(abi::TSS + TSS_WHOLE as u64 <= abi::GDT);
 
-fn enter_ring_3(vcpu: &VcpuFd, root: u64) -> Result<(), Ioctl> {
+fn enter_ring_3(vcpu: &VcpuFd, root: u64, cr4: u64) -> Result<(), Ioctl> {
     let mut sregs: kvm_sregs2 = kvm::get_sregs2(vcpu)?;
     let flat = kvm_segment { limit: !0, present: 1, s: 1, g: 1, dpl: 3, ..Default::default() };
     let data = kvm_segment { selector: USER_DATA, type_: DATA, db: 1, ..flat };
@@ -215,7 +225,7 @@ fn enter_ring_3(vcpu: &VcpuFd, root: u64) -> Result<(), Ioctl> {
     };
     sregs.gdt = kvm_dtable { base: abi::GDT, limit: size_of_val(&GDT) as u16 - 1, ..Default::default() };
     sregs.idt = kvm_dtable::default();
-    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, root, CR4, EFER);
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, root, cr4, EFER);
     kvm::set_sregs2(vcpu, &sregs)?;
     // As after a call: 8 below a multiple of 16 (System V ABI, 3.2.2).
     let regs = kvm_regs { rip: abi::BASE, rsp: abi::STACK_END - 8, rflags: RFLAGS, ..Default::default() };

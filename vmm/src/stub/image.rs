@@ -7,7 +7,9 @@ use super::StubError;
 use crate::layout::PAGE_SIZE;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
@@ -16,6 +18,7 @@ use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 pub struct ImageMapping {
     /// None for a file without bytes, which can't be mapped.
     region: Option<MmapRegion>,
+    file: File,
     len: u64,
     holes: Vec<u8>,
 }
@@ -33,7 +36,8 @@ impl ImageMapping {
         }
         let holes = holes(file, len).map_err(StubError::Image)?;
         let region = if len == 0 { None } else { Some(map(file, len).map_err(StubError::Image)?) };
-        Ok(Self { region, len, holes })
+        let file = file.try_clone().map_err(StubError::Image)?;
+        Ok(Self { region, file, len, holes })
     }
 
     /// Bytes of the file.
@@ -50,6 +54,27 @@ impl ImageMapping {
     pub(super) fn region(&self) -> Option<(u64, u64)> {
         let region = self.region.as_ref()?;
         Some((region.as_ptr() as u64, self.len.next_multiple_of(PAGE_SIZE)))
+    }
+
+    /// The parts of a range that are no hole, as far as is known; the range begins with a page.
+    pub(super) fn data(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let page = |at: u64| at / PAGE_SIZE * PAGE_SIZE;
+        let is_hole = |at: u64| {
+            let byte = self.holes.get((at / PAGE_SIZE / 8) as usize);
+            byte.is_some_and(|byte| byte >> (at / PAGE_SIZE % 8) & 1 == 1)
+        };
+        let mut at = page(range.start);
+        std::iter::from_fn(move || {
+            let mut pages = (at..range.end).step_by(PAGE_SIZE as usize);
+            let start = pages.find(|at| !is_hole(*at))?;
+            at = pages.find(|at| is_hole(*at)).unwrap_or(range.end);
+            Some(start..at)
+        })
+    }
+
+    /// Reads bytes that are in the page cache or on the disk.
+    pub(super) fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, at)
     }
 
     /// A bit for each page of the file, the lowest of a byte first: 1 where the file has nothing but a hole.
@@ -110,6 +135,23 @@ mod tests {
         let image = ImageMapping::new(&file).unwrap();
         assert_eq!(image.holes(), [0b1111_1110, 0b1111_1101]);
         assert_eq!((image.len(), image.region().unwrap().1), (16 * PAGE_SIZE, 16 * PAGE_SIZE));
+    }
+
+    #[test]
+    fn what_is_no_hole_is_data() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 * PAGE_SIZE).unwrap();
+        for page in [0, 9, 10] {
+            file.write_all_at(&[1], page * PAGE_SIZE).unwrap();
+        }
+        let image = ImageMapping::new(&file).unwrap();
+        let pages = |range: Range<u64>| {
+            let data = image.data(range.start * PAGE_SIZE..range.end * PAGE_SIZE);
+            data.map(|run| (run.start / PAGE_SIZE, run.end / PAGE_SIZE)).collect::<Vec<_>>()
+        };
+        assert_eq!(pages(0..16), [(0, 1), (9, 11)]);
+        assert_eq!(pages(1..10), [(9, 10)]);
+        assert_eq!(pages(1..9), []);
     }
 
     #[test]

@@ -15,7 +15,9 @@
 mod cpu;
 mod image;
 mod near;
+mod staging;
 mod tables;
+mod vectors;
 
 pub use image::ImageMapping;
 

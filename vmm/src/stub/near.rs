@@ -25,7 +25,6 @@ pub(super) struct Slot {
     pub(super) len: u64,
     /// In this process.
     pub(super) host: u64,
-    pub(super) read_only: bool,
 }
 
 /// Pages next to one another: of the guest, of this process, and how many bytes.
@@ -38,7 +37,11 @@ struct Run {
 
 /// What can be hinted at.
 pub(super) struct Near {
-    /// The file, if it has bytes; then RAM.
+    /// Whether KVM maps pages for a vCPU that has not touched them.
+    pre_fault: bool,
+    /// The file.
+    image: Option<Slot>,
+    /// RAM.
     slots: Vec<Slot>,
     helper: Option<Helper>,
     /// What the helper is at, and what it will do after that.
@@ -53,24 +56,26 @@ struct Helper {
 }
 
 impl Near {
-    /// These slots are there for as long as this is.
-    pub(super) fn new(slots: Vec<Slot>) -> Self {
+    /// With the file, if it has bytes. It is there for as long as this is.
+    pub(super) fn new(pre_fault: bool, image: Option<Slot>) -> Self {
         let alone = thread::available_parallelism().is_ok_and(|count| count == NonZero::<usize>::MIN);
         let helper = if alone { None } else { Helper::start() };
-        Self { slots, helper, ahead: VecDeque::new() }
+        Self { pre_fault, image, slots: Vec::new(), helper, ahead: VecDeque::new() }
     }
 
+    /// A slot that is there for as long as this is.
     pub(super) fn add(&mut self, slot: Slot) {
         self.slots.push(slot);
     }
 
-    /// The stub is about to read this part of the file.
-    pub(super) fn image(&self, vcpu: &VcpuFd, start: u64, len: u64) {
-        let Some(slot) = self.slots.iter().find(|slot| slot.read_only) else { return };
-        if let Some(run) = slot.run(slot.gpa.saturating_add(start), len) {
+    /// The stub is about to read this part of the file. Says whether that will take it no exits.
+    pub(super) fn image(&self, vcpu: &VcpuFd, start: u64, len: u64) -> bool {
+        let slot = self.image.filter(|_| self.pre_fault);
+        let run = slot.and_then(|slot| slot.run(slot.gpa.saturating_add(start), len));
+        run.is_some_and(|run| {
             get(&run, libc::MADV_POPULATE_READ);
-            let _ = kvm::pre_fault(vcpu, run.gpa, run.len);
-        }
+            kvm::pre_fault(vcpu, run.gpa, run.len).is_ok()
+        })
     }
 
     /// The stub will write these pages of RAM, a bit for each from `start` on.
@@ -78,8 +83,7 @@ impl Near {
         if self.ahead.len() == AHEAD_MAX {
             return;
         }
-        let slot =
-            |gpa, len| self.slots.iter().filter(|slot| !slot.read_only).find_map(|slot| slot.run(gpa, len));
+        let slot = |gpa, len| self.slots.iter().find_map(|slot| slot.run(gpa, len));
         let runs: Vec<_> = runs(pages)
             .filter_map(|(first, count)| slot(start.saturating_add(first * PAGE), count * PAGE))
             .collect();
@@ -96,7 +100,7 @@ impl Near {
         if let Some(helper) = &self.helper {
             let _ = helper.done.recv();
         }
-        for run in &runs {
+        for run in runs.iter().filter(|_| self.pre_fault) {
             let _ = kvm::pre_fault(vcpu, run.gpa, run.len);
         }
     }
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_hint_beyond_a_slot_is_none() {
-        let slot = Slot { gpa: 0x1000, len: 0x3000, host: 0x7000, read_only: false };
+        let slot = Slot { gpa: 0x1000, len: 0x3000, host: 0x7000 };
         assert_eq!(slot.run(0x2000, 0x2000), Some(Run { gpa: 0x2000, host: 0x8000, len: 0x2000 }));
         for (gpa, len) in [(0, 0x1000), (0x2000, 0x3000), (0x4000, 0x1000), (u64::MAX, 0x1000)] {
             assert_eq!(slot.run(gpa, len), None, "{gpa:#x} {len:#x}");
@@ -184,7 +188,7 @@ mod tests {
 
     #[test]
     fn no_more_hints_wait_than_the_stub_has() {
-        let mut near = Near::new(Vec::new());
+        let mut near = Near::new(false, None);
         for _ in 0..AHEAD_MAX + 3 {
             near.ram(0, [u64::MAX; abi::NEAR_PAGES_LEN]);
         }

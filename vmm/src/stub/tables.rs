@@ -5,12 +5,16 @@
 
 use super::StubError;
 use crate::layout::PAGE_SIZE;
-use restore_stub::{PROGRAM, abi};
+use crate::ram;
+use restore_stub::abi;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Bytes behind one entry of the last level: a large page.
 pub(super) const LARGE: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
+/// How much further from a multiple of its size a part of the file is than its place in RAM. Were both alike, a page and its place would
+/// take the same entry of a TLB that is direct-mapped, as QEMU's is.
+const STAGGER: u64 = 33 * PAGE_SIZE;
 /// Ranges that are mapped: the stub, the file, RAM below and above 4 GiB.
 const RANGES: u64 = 4;
 
@@ -44,6 +48,8 @@ pub(super) struct Plan {
     pub(super) image: u64,
     /// Linear address of the map of holes.
     pub(super) holes: u64,
+    /// Linear address of room for [`abi::STAGED`] parts of the file.
+    pub(super) staging: u64,
     /// One past the last address.
     pub(super) end: u64,
 }
@@ -54,10 +60,11 @@ impl Plan {
         // One for the first level; a range that isn't aligned takes two more of each than its length says.
         let levels = [GIB, 512 * GIB].map(|covered| 2 * (len / covered) + 2 * RANGES);
         let holes = abi::TABLES + (1 + levels.iter().sum::<u64>()) * PAGE_SIZE;
-        let size = (holes + holes_len - abi::BASE).next_multiple_of(LARGE);
+        let staging = (holes + holes_len).next_multiple_of(abi::STAGED_MAX) + STAGGER;
+        let size = (staging + abi::STAGED * abi::STAGED_MAX - abi::BASE).next_multiple_of(LARGE);
         let base = (4 * GIB + len).next_multiple_of(GIB);
         let image = base + size;
-        Self { base, size, image, holes, end: image + len.next_multiple_of(LARGE) }
+        Self { base, size, image, holes, staging, end: image + len.next_multiple_of(LARGE) }
     }
 
     /// The guest physical address of a linear one in the stub's memory.
@@ -76,13 +83,13 @@ pub(super) struct StubMemory {
 }
 
 impl StubMemory {
-    /// With the program, its descriptors, and an empty first level of page tables at [`StubMemory::root`].
+    /// With its descriptors, and an empty first level of page tables at [`StubMemory::root`].
     pub(super) fn new(plan: Plan, gdt: &[u64]) -> Result<Self, StubError> {
         let failed = |reason: String| StubError::Memory { bytes: plan.size, reason };
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(plan.base), plan.size as usize)])
-            .map_err(|error| failed(error.to_string()))?;
+        let region = ram::fresh(plan.base, plan.size).map_err(|error| failed(error.to_string()))?;
+        let memory =
+            GuestMemoryMmap::from_regions(vec![region]).map_err(|error| failed(error.to_string()))?;
         let own = Self { plan, memory, next: abi::TABLES + PAGE_SIZE };
-        own.write(abi::BASE, PROGRAM)?;
         let gdt: Vec<u8> = gdt.iter().flat_map(|word| word.to_le_bytes()).collect();
         own.write(abi::GDT, &gdt)?;
         Ok(own)
@@ -102,6 +109,20 @@ impl StubMemory {
     pub(super) fn write(&self, linear: u64, bytes: &[u8]) -> Result<(), StubError> {
         let written = self.memory.write_slice(bytes, GuestAddress(self.plan.gpa(linear)));
         written.map_err(|error| StubError::Failed(error.to_string()))
+    }
+
+    /// Has bytes written at a linear address, unless they are more than there are.
+    pub(super) fn fill<E>(
+        &mut self,
+        linear: u64,
+        len: u64,
+        write: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Ok(place) = self.memory.get_slice(GuestAddress(self.plan.gpa(linear)), len as usize) else {
+            return Ok(());
+        };
+        // SAFETY: the place is mapped, and nobody else's: the vCPU stands still, and what has the memory besides is borrowed here.
+        write(unsafe { std::slice::from_raw_parts_mut(place.ptr_guard_mut().as_ptr(), len as usize) })
     }
 
     /// A parameter.
