@@ -1,9 +1,10 @@
 # One line per target. `make` alone tells what there is.
 #
 #   make demo                    stock kernels are booted, take turns, are kept in files, and go on in other processes
-#   make test                    every test: this machine's KVM with our own guests, the lab with Linux
-#   make torture                 the long tests in the lab: 50 and 100 rounds of restore and snapshot; sockets with each kernel
-#   make fuzz                    hostile snapshots and chains for the reader, 10 million each unless RUNS says otherwise; needs g++
+#   make test                    every test: this machine's KVM with our own guests, the lab with Linux; of the long ones a sample
+#   make torture                 all of what `make test` has a sample of: 1,000 rounds of restore and snapshot; every crash point, power cut
+#                                and flipped bit; power cuts of a real file system; rounds of Linux under load (docs/torture.md)
+#   make fuzz                    hostile snapshots, chains and archives for the reader, 10 million each unless RUNS says otherwise; needs g++
 #   make check                   format, lints, documentation, unit tests
 #   make bench                   restores beside what KVM alone costs, on this machine's KVM; switches, the restore stub, and disks and networks
 #                                beside QEMU's, in the lab
@@ -38,13 +39,19 @@ demo: setup
 	cargo build --release -p vmm -p guest-kernels -p vmm-tests --bins
 	cargo run -q --release -p vmm-tests --bin demo
 
+# Here: 1,000 rounds of each of our own guests; crash points, power cuts and flipped bits, many more of them than in `make test`.
+# In the lab: power cuts of ext4 on a device that notes each write.
 # 100 rounds of restore and snapshot in the lab, with one vCPU and with two; 50 with a database on a disk, for each kernel.
 # Sockets and the agent, clones, a minute between snapshot and restore, the oracle with every device, disks that hang,
 # clocks that are set, dumps, for each kernel.
 torture: setup
 	cargo build --release -p vmm -p vmm-tests --bins
+	cargo test --release -p snapshot -p snapshot-format
+	VMM_TORTURE=1 cargo test --release -p vmm-tests --test durability --test bad_snapshots --test lost_ram --test archives --test seals -- --nocapture
+	target/x86_64-unknown-linux-gnu/release/stories rounds-1000
 	mkdir -p target/torture
 	cp target/x86_64-unknown-linux-gnu/release/stories target/torture/
+	LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories power-cuts'
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.12/rounds-100-cpus-1 6.12/rounds-100-cpus-2'
 	LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/disk-commits-50 6.12/disk-commits-50 7.2/disk-commits-50'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/agent $(v)/sockets $(v)/socket-clones $(v)/oracle-vsock)'
@@ -60,8 +67,8 @@ COUNTERS := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,
 fuzz: setup
 	command -v g++ >/dev/null || { echo 'make fuzz: there is no g++, which libFuzzer is built with' >&2; exit 1; }
 	cd tests/fuzz && CARGO_TARGET_DIR=../../target/fuzz/build cargo run -q --release --bin seeds -- ../../target/fuzz
-	cd tests/fuzz && RUSTFLAGS='$(COUNTERS)' CARGO_TARGET_DIR=../../target/fuzz/build-counted cargo build -q --release --bin file --bin chain
-	cd target/fuzz && for name in file chain; do \
+	cd tests/fuzz && RUSTFLAGS='$(COUNTERS)' CARGO_TARGET_DIR=../../target/fuzz/build-counted cargo build -q --release --bin file --bin chain --bin archive
+	cd target/fuzz && for name in file chain archive; do \
 		build-counted/*/release/$$name -runs=$(RUNS) -max_len=60000 -artifact_prefix=$$name- -print_final_stats=1 $$name || exit 1; \
 	done
 

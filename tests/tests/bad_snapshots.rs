@@ -12,6 +12,7 @@ use std::process::Command;
 use tempfile::{TempDir, tempdir};
 use vmm::capture::MachineState;
 use vmm::load;
+use vmm_tests::effort;
 use vmm_tests::forge;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{refused, refused_in, vmm_with};
@@ -85,11 +86,13 @@ fn truncated_anywhere() -> Result<()> {
 #[test]
 fn with_a_byte_of_its_headers_or_notes_flipped() -> Result<()> {
     let saved = Saved::counter()?;
-    for offset in (0..saved.ram_start()?).step_by(saved.ram_start()? as usize / 100) {
+    let before_ram = saved.ram_start()? as usize;
+    for offset in (0..before_ram as u64).step_by(before_ram / effort::of(100, before_ram)) {
         let mut byte = [0];
         saved.file()?.read_exact_at(&mut byte, offset)?;
         saved.is_refused_with(offset, &[byte[0] ^ 1 << (offset % 8)], &[])?;
     }
+    println!("one bit of each {}. byte before RAM flipped", before_ram / effort::of(100, before_ram));
     ensure!(
         vmm(["inspect", saved.path.to_str().context("path")?])?.status.success(),
         "the test broke the file"
@@ -102,13 +105,15 @@ fn with_a_byte_of_ram_flipped() -> Result<()> {
     let saved = Saved::counter()?;
     let path = saved.path.to_str().context("path")?;
     ensure!(vmm(["verify", path])?.status.success(), "an honest snapshot is refused");
-    // In the guest's program, at 1 MiB, and in the last byte of its RAM.
+    // In the guest's program, at 1 MiB, in the last byte of its RAM, and here and there.
     let (ram, end) = (saved.ram_start()?, fs::metadata(&saved.path)?.len());
-    for (offset, chunk) in [(ram + (1 << 20) + 100, "0x100000"), (end - 1, "0x300000")] {
+    let scattered = (1..=effort::of(10, 2000) as u64).map(|n| ram + n * 6_700_417 % (end - ram));
+    for offset in [ram + (1 << 20) + 100, end - 1].into_iter().chain(scattered) {
         let mut byte = [0];
         saved.file()?.read_exact_at(&mut byte, offset)?;
-        saved.file()?.write_all_at(&[byte[0] ^ 0x10], offset)?;
-        refused_in(saved.dir.path(), vmm_with(["verify", path]), 1, &[path, chunk])?;
+        saved.file()?.write_all_at(&[byte[0] ^ 1 << (offset % 8)], offset)?;
+        let chunk = format!("GPA {:#x} ", (offset - ram) >> 20 << 20);
+        refused_in(saved.dir.path(), vmm_with(["verify", path]), 1, &[path, &chunk])?;
         saved.file()?.write_all_at(&byte, offset)?;
     }
     Ok(())

@@ -6,6 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use libc::{EINTR, EIO, ENOSPC, EOPNOTSUPP};
 use vmm_tests::crash::{Change, Fate, Found, Luck, Scene};
+use vmm_tests::effort;
 
 /// Snapshots alone, with the disks, and while the machine runs.
 const WAYS: [&[&str]; 3] = [&[], &["--with-disks", "--digest-disks"], &["--live"]];
@@ -51,7 +52,8 @@ fn the_power_is_cut_at_every_system_call() -> Result<()> {
         let before = scene.disk()?;
         let attempt = scene.again(None)?;
         attempt.answer?;
-        let lucks = [Luck::Worst, Luck::OnlyNames, Luck::Best].into_iter().chain((1..=20).map(Luck::Some));
+        let parts = 1..=effort::of(20, 500) as u64;
+        let lucks = [Luck::Worst, Luck::OnlyNames, Luck::Best].into_iter().chain(parts.map(Luck::Some));
         let mut cuts = 0;
         for luck in lucks {
             for cut in 0..=attempt.done.len() {

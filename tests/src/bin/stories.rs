@@ -13,6 +13,8 @@ use vmm_tests::stories::{self, After, End, Gap};
 
 /// What makes a Linux kernel panic.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
+/// Our own guests that are torn out of their work again and again.
+const ROUNDED: [&str; 5] = ["registers", "timer", "dirty", "smp", "entropy"];
 
 type Story = Box<dyn Fn(&Path) -> Result<()>>;
 
@@ -167,6 +169,12 @@ fn all() -> Vec<(String, Story)> {
     for name in ["counter", "registers", "timer", "dirty", "smp", "entropy"] {
         stories.push((format!("bare/{name}"), Box::new(move |dir| bare(name, dir))));
     }
+    for (name, most, parts) in [("power-cuts-60", 60, 1), ("power-cuts", usize::MAX, 4)] {
+        stories.push((name.to_owned(), Box::new(move |dir| stories::power_cuts(most, parts, dir))));
+    }
+    for name in ROUNDED {
+        stories.push((format!("rounds-1000/{name}"), Box::new(move |dir| thousand(name, dir))));
+    }
     stories
 }
 
@@ -255,6 +263,20 @@ fn take_turns(files: Option<&Path>) -> Result<()> {
 /// A kernel that finds no init panics before any module is loaded.
 fn without_init(version: &str) -> Guest {
     Guest::linux(version, "").image("vmlinuz").cmdline("rdinit=/nothing init=/nothing")
+}
+
+/// A thousand rounds, of a guest that never rests.
+fn thousand(name: &str, dir: &Path) -> Result<()> {
+    let guest = Guest::bare(name, dir)?;
+    let guest = match name {
+        "registers" => guest.cmdline("spins=30000"),
+        "timer" => guest.cmdline("period=2000"),
+        "dirty" => guest.cmdline("size=64 lines=20"),
+        "smp" => guest.cmdline("lines=20").cpus(4),
+        "entropy" => guest.switch("--rng").cmdline("rate=100"),
+        _ => bail!("no plan for {name}"),
+    };
+    stories::rounds(&guest, 1000, dir)
 }
 
 /// Our own guests, on a KVM that runs Linux.

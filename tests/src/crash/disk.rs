@@ -142,7 +142,7 @@ impl Remains {
 
     /// What waited gets there or not.
     fn settle(mut self, luck: Luck) -> Disk {
-        let mut dice = Dice(match luck {
+        let mut dice = Dice::new(match luck {
             Luck::Some(seed) => seed,
             _ => 1,
         });
@@ -182,10 +182,15 @@ fn apply(object: &mut Vec<u8>, change: &Change) {
 }
 
 /// Numbers that look random and are the same each time (xorshift).
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    /// By a seed other than 0.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

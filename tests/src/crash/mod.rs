@@ -10,6 +10,8 @@ mod scene;
 mod tracer;
 
 pub use calls::{Change, Done};
+pub(crate) use disk::Dice;
 pub use disk::{Disk, Luck};
 pub use scene::{Attempt, Found, Scene};
+pub(crate) use scene::{generation, whole};
 pub use tracer::{Fate, Plan, Tracer};

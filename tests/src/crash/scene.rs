@@ -161,7 +161,7 @@ fn snapshot(vm: &TestVm, path: &Path, arguments: &[&str]) -> Result<serde_json::
     vm.ask("snapshot", &[&[path.to_str().context("path")?], arguments].concat())
 }
 
-fn generation(path: &Path) -> Result<GenerationId> {
+pub(crate) fn generation(path: &Path) -> Result<GenerationId> {
     Ok(load::open(path)?.manifest().about.generation)
 }
 
@@ -173,7 +173,7 @@ fn kept(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// All chunks have their digests, so have the kept disks.
-fn whole(path: &Path) -> Result<()> {
+pub(crate) fn whole(path: &Path) -> Result<()> {
     let snapshot = load::open(path)?;
     snapshot.verify_ram(&mut |_, _| {}).with_context(|| format!("{}", path.display()))?;
     load::state(&snapshot)?;

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 const INIT: &str = include_str!("init.sh");
 /// Debian's busybox takes a name for its own applet wherever it can; its `ip` has no tap devices and its `mke2fs` no ext4.
 const PROFILE: &str = "ip() { /tools/bin/ip \"$@\"; }\nmke2fs() { /tools/bin/mke2fs \"$@\"; }\n";
-/// Modules of every lab: what guests' networks, sockets and disks need on the host side. The kernel loads them on demand.
-const MODULES: [&str; 7] = ["tun", "veth", "bridge", "vhost_vsock", "vsock_loopback", "loop", "tcp_diag"];
+/// Modules of every lab: what guests' networks, sockets and disks need on the host side, and what notes writes to a device. The kernel loads them on demand.
+const MODULES: [&str; 8] =
+    ["tun", "veth", "bridge", "vhost_vsock", "vsock_loopback", "loop", "tcp_diag", "dm_log_writes"];
 
 /// How a lane's machine is wired.
 #[derive(Clone, Copy, Debug)]

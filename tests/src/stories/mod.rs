@@ -18,6 +18,7 @@ mod keeping;
 mod kernel_id;
 mod live;
 mod network;
+mod power_cuts;
 mod refusing;
 mod small_devices;
 mod sockets;
@@ -43,6 +44,7 @@ pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, secon
 pub use kernel_id::knows_its_kernel;
 pub use live::{Pauses, live, live_is_whole, live_leaves_no_trace};
 pub use network::{BUSY, Gap, SERVE, by_descriptor, network_oracle, no_such_tap, on_the_network};
+pub use power_cuts::power_cuts;
 pub use refusing::{names, refused, refused_in, vmm_after, vmm_with};
 pub use small_devices::{OBEY, small_devices};
 pub use sockets::{ECHO_AND_CALL, ECHO_AND_HOLD, both_ways, socket_clones};
