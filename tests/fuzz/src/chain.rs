@@ -5,21 +5,13 @@
 #[path = "common.rs"]
 mod common;
 
-use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+use libfuzzer_sys::fuzz_target;
 use snapshot::Chain;
 use std::sync::LazyLock;
 
 static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir_in("/dev/shm").unwrap());
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
-    if seed % 4 != 0 {
-        let (top, parent) = common::split_mut(&mut data[..size]);
-        common::seal(top);
-        common::seal(parent);
-    }
-    size
-});
+common::mutate_and!(common::seal_both);
 
 fuzz_target!(|data: &[u8]| {
     let (top, parent) = common::split(data);

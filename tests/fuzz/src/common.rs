@@ -35,6 +35,20 @@ unsafe impl GlobalAlloc for Bounded {
 #[global_allocator]
 static BOUNDED: Bounded = Bounded;
 
+/// libFuzzer's own changes; after three of four, `$seal` makes right what has to be.
+macro_rules! mutate_and {
+    ($seal:path) => {
+        libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+            let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
+            if seed % 4 != 0 {
+                $seal(&mut data[..size]);
+            }
+            size
+        });
+    };
+}
+pub(crate) use mutate_and;
+
 /// A file in memory.
 pub fn file_of(bytes: &[u8]) -> File {
     let file = File::from(rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
@@ -48,8 +62,14 @@ pub fn split(data: &[u8]) -> (&[u8], &[u8]) {
     rest.split_at(rest.len().min(u32::from_le_bytes(*len) as usize))
 }
 
-/// The same.
-pub fn split_mut(data: &mut [u8]) -> (&mut [u8], &mut [u8]) {
+/// As [`seal`], of two files.
+pub fn seal_both(data: &mut [u8]) {
+    let (top, parent) = split_mut(data);
+    seal(top);
+    seal(parent);
+}
+
+fn split_mut(data: &mut [u8]) -> (&mut [u8], &mut [u8]) {
     if data.len() < 4 {
         return (data, &mut []);
     }
@@ -62,18 +82,22 @@ pub fn split_mut(data: &mut [u8]) -> (&mut [u8], &mut [u8]) {
 #[derive(Default)]
 struct Found {
     debugger: Vec<Range<usize>>,
-    /// Header, manifest, state, table.
-    own: [Option<Range<usize>>; 4],
+    /// Header, manifest, state, table, seal.
+    own: [Option<Range<usize>>; 5],
 }
 
 /// Makes the CRCs right as far as the file still has the shape of one.
 pub fn seal(file: &mut [u8]) {
     let Some(found) = notes(file) else { return };
-    let [Some(header), Some(manifest), Some(state), Some(table)] = found.own else { return };
+    let [Some(header), Some(manifest), Some(state), Some(table), seal] = found.own else { return };
     if header.len() != snapshot::HEADER_LEN {
         return;
     }
     seal_sections(file, &manifest, &state);
+    if let Some(crc) = seal.filter(|range| range.len() >= 4).map(|range| range.start..range.end - 4) {
+        let sum = crc32fast::hash(&file[crc.clone()]);
+        file[crc.end..crc.end + 4].copy_from_slice(&sum.to_le_bytes());
+    }
     let debugger: Vec<u8> = found.debugger.iter().flat_map(|range| file[range.clone()].to_vec()).collect();
     let parts = [debugger, file[manifest].to_vec(), file[table].to_vec()];
     let header = &mut file[header];
@@ -123,7 +147,7 @@ fn notes(file: &[u8]) -> Option<Found> {
         file.get(range.clone())?;
         match (owner, kind) {
             (b"CORE\0" | b"VMCOREINFO\0", _) => found.debugger.push(range),
-            (b"VMMSNAP\0", 0x534e_4150..=0x534e_4153) => found.own[kind - 0x534e_4150] = Some(range),
+            (b"VMMSNAP\0", 0x534e_4150..=0x534e_4154) => found.own[kind - 0x534e_4150] = Some(range),
             _ => {}
         }
         at = start + desc.next_multiple_of(4);

@@ -5,17 +5,11 @@
 #[path = "common.rs"]
 mod common;
 
-use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target};
-use snapshot::delta;
+use libfuzzer_sys::{Corpus, fuzz_target};
+use snapshot::{SealKey, delta};
 use snapshot_format::image::Image;
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
-    if seed % 4 != 0 {
-        common::seal(&mut data[..size]);
-    }
-    size
-});
+common::mutate_and!(common::seal);
 
 fuzz_target!(|data: &[u8]| -> Corpus {
     let by_stub = Image::check(data).is_ok();
@@ -34,5 +28,8 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         let _ = section.decode::<Vec<String>>(section.version);
     }
     assert!(link.ram().iter().all(|mapped| mapped.offset + mapped.range.len <= data.len() as u64));
+    if let Ok(own) = link.authenticate(&SealKey::of(&[7; 32])) {
+        let _ = own.verify_ram(&mut |_, _| ());
+    }
     Corpus::Keep
 });

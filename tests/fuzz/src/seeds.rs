@@ -1,8 +1,8 @@
-//! Writes honest inputs for the targets to begin with: a snapshot; a difference and its parent.
+//! Writes honest inputs for the targets to begin with: a snapshot; a difference and its parent; an archive.
 //!
-//! Argument: a directory, in which `file/` and `chain/` are made.
+//! Argument: a directory, in which `file/`, `chain/` and `archive/` are made.
 
-use snapshot::{Contents, Delta, GenerationId, PageSet, Parent, UnverifiedSnapshot, delta};
+use snapshot::{Contents, Delta, GenerationId, PageSet, Parent, SealKey, UnverifiedSnapshot, delta};
 use std::fs;
 use std::path::Path;
 
@@ -14,13 +14,16 @@ use machine::Machine;
 fn main() {
     let dir = std::env::args_os().nth(1).expect("a directory");
     let dir = Path::new(&dir);
-    for name in ["file", "chain", "work"] {
+    for name in ["file", "chain", "archive", "work"] {
         fs::create_dir_all(dir.join(name)).expect("a directory");
     }
     let (parent, top) = (dir.join("work/parent"), dir.join("work/top"));
     let mut machine = Machine::tiny();
     machine.write(&parent).expect("a snapshot");
+    let key = SealKey::of(&[7; 32]);
+    machine.write_sealed(&dir.join("file/sealed"), Some(&key)).expect("a snapshot with a seal");
     difference(&mut machine, &parent, &top);
+    vmm::archive::pack(&parent, &dir.join("archive/whole")).expect("an archive");
     let [parent, top] = [parent, top].map(|path| fs::read(path).expect("a snapshot"));
     let both = [&(top.len() as u32).to_le_bytes()[..], &top, &parent].concat();
     for (name, bytes) in [("file/whole", &parent), ("file/difference", &top), ("chain/two", &both)] {
