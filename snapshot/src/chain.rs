@@ -5,7 +5,8 @@
 
 use crate::delta::{self, Parent};
 use crate::{
-    GenerationId, OpenError, PAGE_SIZE, RamError, RamSummary, Snapshot, UnverifiedSnapshot, VerifyError,
+    GenerationId, OpenError, PAGE_SIZE, RamError, RamSummary, SealError, SealKey, Snapshot,
+    UnverifiedSnapshot, VerifyError,
 };
 use std::path::{Path, PathBuf};
 
@@ -96,6 +97,15 @@ impl Chain {
             links.push(parent);
         }
         Ok(Self { links })
+    }
+
+    /// Refuses a chain of which any was not written with this key; see [`Snapshot::authenticate`].
+    ///
+    /// # Errors
+    /// The first that was not.
+    pub fn authenticate(self, key: &SealKey) -> Result<Self, SealError> {
+        let links = self.links.into_iter().map(|link| link.authenticate(key));
+        Ok(Self { links: links.collect::<Result<_, _>>()? })
     }
 
     /// The snapshot.

@@ -58,6 +58,9 @@ pub enum Fault {
     /// The list of pages of an incremental snapshot.
     #[error("the list of changed pages is wrong")]
     Delta(#[source] crate::delta::DeltaError),
+    /// A seal of another version.
+    #[error("its seal is of a version that is not known")]
+    Seal,
     /// The manifest contradicts itself.
     #[error("the manifest is wrong")]
     Manifest(#[source] ManifestError),
@@ -90,5 +93,15 @@ pub enum RamError {
         found: u64,
         /// As recorded.
         expected: u64,
+    },
+    /// A chunk was put in the place of another with the same digest.
+    #[error("{}: the RAM chunk at GPA {gpa:#x} ({len} bytes) is not the one that was sealed", path.display())]
+    Seal {
+        /// The file.
+        path: PathBuf,
+        /// Start of the chunk.
+        gpa: u64,
+        /// Its length in bytes.
+        len: u64,
     },
 }

@@ -18,6 +18,7 @@
 //!      │ VMMSNAP manifest              │ postcard: identity, RAM layout, host needs, table of sections
 //!      │ VMMSNAP machine state         │ the sections, one after another; lengths and CRCs are in the manifest
 //!      │ VMMSNAP chunk table           │ one 64-bit digest for each MiB of RAM, in address order
+//!      │ VMMSNAP seal                  │ if written with a key: a tag over all these notes, a 256-bit digest for each MiB of RAM
 //!      │ zeroed note header            │ ends the notes for Linux's /proc/vmcore; not counted in PT_NOTE
 //!      │ zeroes                        │ to the next page
 //! 4096n├───────────────────────────────┤ p_offset of the first PT_LOAD
@@ -43,6 +44,7 @@ pub mod publish;
 mod ram_check;
 mod ram_writer;
 mod reader;
+mod seal;
 mod section;
 mod writer;
 
@@ -55,13 +57,14 @@ pub use manifest::{
 };
 pub use prstatus::Registers;
 pub use reader::{RamSummary, Snapshot, UnverifiedSnapshot};
+pub use seal::{KeyError, SealError, SealKey};
 pub use section::{Section, SectionError, SectionRef};
 pub use snapshot_format::header::HEADER_LEN;
 pub use snapshot_format::{
     CHUNK_SIZE, DIGEST, FORMAT_VERSION, MappedRange, NOTES_MAX, PAGE_SIZE, RAM_RANGES_MAX, RamRange,
     VCPUS_MAX,
 };
-pub use writer::{ChunkContent, Contents, RamSource, Summary, WriteError, write};
+pub use writer::{ChunkContent, Contents, RamSource, Summary, WriteError, write, write_sealed};
 
 /// Most bytes of a name or another text in the manifest.
 pub const TEXT_MAX: usize = 512;

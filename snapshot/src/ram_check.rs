@@ -3,30 +3,66 @@
 //! In: a file, the place of a RAM range in it, the chunk table. Out: agreement, or the first chunk that differs. Holds:
 //! one chunk is in memory at a time, and holes of the file are not read.
 
-use crate::{CHUNK_SIZE, MappedRange, RamError, RamRange, chunk};
+use crate::{CHUNK_SIZE, MappedRange, RamError, RamRange, chunk, seal};
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
-/// A pass over all RAM ranges, in the order of the table.
-pub(crate) struct RamCheck<'a> {
-    path: &'a Path,
+/// Chunks of a file, one at a time.
+pub(crate) struct Chunks<'a> {
     file: &'a File,
-    digests: std::slice::Iter<'a, u64>,
     buf: Vec<u8>,
     /// The last hole seen. In a copy of `/proc/vmcore` ranges may lie in another order than in the guest, so it can be
     /// ahead.
     hole: Range<u64>,
+}
+
+impl<'a> Chunks<'a> {
+    pub(crate) fn new(file: &'a File) -> Self {
+        Self { file, buf: vec![0; CHUNK_SIZE as usize], hole: 0..0 }
+    }
+
+    /// A chunk, or none if nothing is allocated there.
+    pub(crate) fn read(&mut self, offset: u64, len: u64) -> io::Result<Option<&[u8]>> {
+        if self.is_hole(offset, offset + len)? {
+            return Ok(None);
+        }
+        let buf = &mut self.buf[..len as usize];
+        self.file.read_exact_at(buf, offset)?;
+        Ok(Some(buf))
+    }
+
+    /// Whether nothing is allocated from `start` to `end`.
+    fn is_hole(&mut self, start: u64, end: u64) -> io::Result<bool> {
+        if !self.hole.contains(&start) {
+            self.hole = start..next_data(self.file, start)?;
+        }
+        Ok(end <= self.hole.end)
+    }
+}
+
+/// A pass over all RAM ranges, in the order of the table.
+pub(crate) struct RamCheck<'a> {
+    path: &'a Path,
+    chunks: Chunks<'a>,
+    digests: std::slice::Iter<'a, u64>,
+    /// Those of a seal, if it is to be believed.
+    sealed: Option<std::slice::Iter<'a, seal::Digest>>,
     pub(crate) hole_bytes: u64,
     done: u64,
 }
 
 impl<'a> RamCheck<'a> {
-    pub(crate) fn new(path: &'a Path, file: &'a File, table: &'a [u64]) -> Self {
-        let buf = vec![0; CHUNK_SIZE as usize];
-        Self { path, file, digests: table.iter(), buf, hole: 0..0, hole_bytes: 0, done: 0 }
+    pub(crate) fn new(
+        path: &'a Path,
+        file: &'a File,
+        table: &'a [u64],
+        sealed: Option<&'a [seal::Digest]>,
+    ) -> Self {
+        let sealed = sealed.map(<[_]>::iter);
+        Self { path, chunks: Chunks::new(file), digests: table.iter(), sealed, hole_bytes: 0, done: 0 }
     }
 
     /// Checks one range; `progress` hears how many bytes are done.
@@ -45,31 +81,20 @@ impl<'a> RamCheck<'a> {
 
     fn check_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<(), RamError> {
         let RamRange { gpa, len } = *chunk;
-        let found = self.digest(offset, len);
-        let found = found.map_err(|source| RamError::Read { path: self.path.to_owned(), gpa, source })?;
+        let path = || self.path.to_owned();
+        let bytes = self.chunks.read(offset, len);
+        let bytes = bytes.map_err(|source| RamError::Read { path: path(), gpa, source })?;
+        self.hole_bytes += bytes.map_or(len, |_| 0);
+        let found = bytes.map_or_else(|| chunk::zero_digest(len), chunk::digest);
         let expected = *self.digests.next().expect("the table has a digest for each chunk");
-        if found == expected {
-            return Ok(());
+        if found != expected {
+            return Err(RamError::Digest { path: path(), gpa, len, found, expected });
         }
-        Err(RamError::Digest { path: self.path.to_owned(), gpa, len, found, expected })
-    }
-
-    fn digest(&mut self, offset: u64, len: u64) -> io::Result<u64> {
-        if self.is_hole(offset, offset + len)? {
-            self.hole_bytes += len;
-            return Ok(chunk::zero_digest(len));
+        let sealed = self.sealed.as_mut().and_then(Iterator::next);
+        if sealed.is_some_and(|expected| seal::digest(bytes, len) != *expected) {
+            return Err(RamError::Seal { path: path(), gpa, len });
         }
-        let buf = &mut self.buf[..len as usize];
-        self.file.read_exact_at(buf, offset)?;
-        Ok(chunk::digest(buf))
-    }
-
-    /// Whether nothing is allocated from `start` to `end`.
-    fn is_hole(&mut self, start: u64, end: u64) -> io::Result<bool> {
-        if !self.hole.contains(&start) {
-            self.hole = start..next_data(self.file, start)?;
-        }
-        Ok(end <= self.hole.end)
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     fault::Fault,
     publish::describe,
     ram_check::{self, RamCheck},
+    seal::{Seal, SealError, SealKey},
     section,
 };
 use rustix::fs::OFlags;
@@ -42,6 +43,9 @@ pub struct Snapshot {
     table: Vec<u64>,
     ram: Vec<MappedRange>,
     delta: Option<Delta>,
+    seal: Option<Seal>,
+    /// Whether the seal is of a key that we know.
+    authentic: bool,
 }
 
 /// What [`Snapshot::verify_ram`] read.
@@ -101,7 +105,7 @@ impl UnverifiedSnapshot {
         let Self { path, file } = self;
         match read_parts(&file) {
             Ok((len, parts)) => {
-                let Parts { header, vmcoreinfo, manifest, state, table, ram } = parts;
+                let Parts { header, vmcoreinfo, manifest, state, table, ram, seal } = parts;
                 let mut snapshot = Snapshot {
                     path,
                     file,
@@ -113,6 +117,8 @@ impl UnverifiedSnapshot {
                     table,
                     ram,
                     delta: None,
+                    seal,
+                    authentic: false,
                 };
                 match Delta::decode(&snapshot.manifest, snapshot.section(DELTA)) {
                     Ok(delta) => {
@@ -146,6 +152,23 @@ impl Snapshot {
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether whoever wrote it had a key; [`Snapshot::authenticate`] tells whose.
+    pub fn is_sealed(&self) -> bool {
+        self.seal.is_some()
+    }
+
+    /// Refuses a snapshot that was not written with this key. Its RAM is then one's own once [`Snapshot::verify_ram`] has seen it.
+    ///
+    /// # Errors
+    /// It has no seal, or one of another key.
+    pub fn authenticate(self, key: &SealKey) -> Result<Self, SealError> {
+        match &self.seal {
+            None => Err(SealError::None(self.path)),
+            Some(seal) if seal.is_of(key) => Ok(Self { authentic: true, ..self }),
+            Some(_) => Err(SealError::Wrong(self.path)),
+        }
     }
 
     /// The file, to be mapped. Its length was right when it was checked: whoever can write to the file can still
@@ -202,13 +225,14 @@ impl Snapshot {
         self.ram.iter().map(|mapped| ram_check::hole_bytes(&self.file, mapped)).sum()
     }
 
-    /// Reads all of RAM and compares it with the chunk table. `progress` hears, after each chunk, how many bytes are
+    /// Reads all of RAM and compares it with the chunk table, and with the digests of a seal that is known to be right. `progress` hears, after each chunk, how many bytes are
     /// done and how many there are.
     ///
     /// # Errors
     /// The first chunk that differs or cannot be read.
     pub fn verify_ram(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<RamSummary, RamError> {
-        let mut check = RamCheck::new(&self.path, &self.file, &self.table);
+        let sealed = self.seal.as_ref().filter(|_| self.authentic).map(|seal| seal.digests.as_slice());
+        let mut check = RamCheck::new(&self.path, &self.file, &self.table, sealed);
         let ram_bytes = self.manifest.ram.bytes;
         for mapped in &self.ram {
             check.check_range(mapped, &mut |done| progress(done, ram_bytes))?;
@@ -235,6 +259,7 @@ struct Parts {
     state: Vec<u8>,
     table: Vec<u64>,
     ram: Vec<MappedRange>,
+    seal: Option<Seal>,
 }
 
 fn read_parts(file: &File) -> Result<(u64, Parts), Fault> {
@@ -250,7 +275,14 @@ fn read_parts(file: &File) -> Result<(u64, Parts), Fault> {
     let table = chunk::digests(notes.table).collect();
     let (header, state, ram) = (notes.header.encode(), notes.state.to_vec(), image.layout.ram().to_vec());
     let vmcoreinfo = notes.vmcoreinfo.map(<[u8]>::to_vec);
-    Ok((len, Parts { header, vmcoreinfo, manifest, state, table, ram }))
+    let seal = notes.seal.map(|desc| seal(desc, &notes)).transpose()?;
+    Ok((len, Parts { header, vmcoreinfo, manifest, state, table, ram, seal }))
+}
+
+fn seal(desc: &[u8], notes: &Notes<'_>) -> Result<Seal, Fault> {
+    let mut sealed = Vec::new();
+    notes.sealed(&mut sealed);
+    Seal::decode(desc, &sealed).ok_or(Fault::Seal)
 }
 
 fn read(file: &File, what: &'static str, len: u64) -> Result<Vec<u8>, Fault> {
@@ -258,3 +290,6 @@ fn read(file: &File, what: &'static str, len: u64) -> Result<Vec<u8>, Fault> {
     file.read_exact_at(&mut bytes, 0).map_err(|source| Fault::Read { what, source })?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

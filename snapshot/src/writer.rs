@@ -10,6 +10,7 @@ use crate::{
     prstatus::PRSTATUS_LEN,
     publish::{NewFile, PublishError},
     ram_writer::{self, Written},
+    seal::{self, Seal, SealKey},
 };
 use snapshot_format::{
     Layout, elf,
@@ -160,8 +161,23 @@ pub fn write(
     contents: &Contents,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Summary, WriteError> {
+    write_sealed(path, contents, None, progress)
+}
+
+/// The same with a key, by which whoever has it too can tell the snapshot from others'.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_sealed(
+    path: &Path,
+    contents: &Contents,
+    key: Option<&SealKey>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Summary, WriteError> {
     let notes = Notes::new(contents)?;
-    let layout = Layout::plan(contents.ram.ranges(), notes.len());
+    let seal_len = key.map_or(0, |_| note::note_len(note::VMMSNAP, Seal::len(notes.chunks)));
+    check_len(notes.len() + seal_len)?;
+    let layout = Layout::plan(contents.ram.ranges(), notes.len() + seal_len);
     let new = NewFile::create(path)?;
     let failed = |source| WriteError::Write { path: new.target().to_owned(), source };
     // First the length, so that a limit on it shows before the work is done; holes stay where nothing is written.
@@ -171,7 +187,14 @@ pub fn write(
     let Written { digests, data_bytes, ram_bytes } = written.map_err(|error| error.at(new.target()))?;
     contents.ram.finish().map_err(|source| WriteError::Ram { gpa: 0, source })?;
     let (ram_time, started) = (started.elapsed(), Instant::now());
-    let head = [encode_headers(&layout), notes.encode(&digests)].concat();
+    let mut notes = notes.encode(&digests);
+    if let Some(key) = key {
+        // What is sealed is what is in the file, which nobody else can open yet.
+        let chunks = seal::digests(new.file(), layout.ram()).map_err(failed)?;
+        let seal = Seal::encode(key, &notes, &chunks);
+        note::push(&mut notes, note::VMMSNAP, note::SEAL.0, &seal);
+    }
+    let head = [encode_headers(&layout), notes].concat();
     new.file().write_all_at(&head, 0).map_err(failed)?;
     let file = new.file().try_clone().map_err(failed)?;
     new.publish()?;

@@ -89,6 +89,9 @@ pub struct SnapshotRequest {
     /// The snapshot to which this one is a difference, absolute; without it all is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PathBuf>,
+    /// The file with the key that seals it, absolute; without it, it is not sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
     /// Whether the guest runs on while its RAM is written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub live: bool,
@@ -390,6 +393,7 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
     let request: SnapshotRequest = parsed(body, "a snapshot request")?;
     absolute(&request.path)?;
     request.parent.as_deref().map_or(Ok(()), absolute)?;
+    request.key.as_deref().map_or(Ok(()), absolute)?;
     if request.live && request.then.is_some() {
         return Err(ApiError::bad_request(
             "a live snapshot is of a VM that does what it did before: no `then`",
@@ -399,8 +403,9 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
         let why = "a live snapshot can't have disks read for digests: they change meanwhile";
         return Err(ApiError::bad_request(why));
     }
-    let SnapshotRequest { then, with_disks, digest_disks, parent, live, .. } = &request;
-    let more = then.is_some() || *with_disks || *digest_disks || parent.is_some() || *live;
+    let SnapshotRequest { then, with_disks, digest_disks, parent, key, live, .. } = &request;
+    let others = parent.is_some() || key.is_some();
+    let more = then.is_some() || *with_disks || *digest_disks || others || *live;
     if request.kernel.is_some() && more {
         return Err(ApiError::bad_request(
             "a kernel that runs beside is saved as it is: expected `path` only",

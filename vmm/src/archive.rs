@@ -11,7 +11,7 @@ use crate::disk::write_data;
 use crate::inspect::progress_bar;
 use serde::Serialize;
 use snapshot::publish::{NewFile, PublishError};
-use snapshot::{OpenError, RamError, UnverifiedSnapshot, VerifyError};
+use snapshot::{KeyError, OpenError, RamError, SealError, SealKey, UnverifiedSnapshot, VerifyError};
 use std::fs::File;
 use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::FileExt;
@@ -35,6 +35,12 @@ pub enum ArchiveError {
     /// It is no snapshot.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// There is no key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// It was written by somebody else.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// Its RAM is damaged.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -87,11 +93,12 @@ pub fn pack(snapshot: &Path, archive: &Path) -> Result<Packed, ArchiveError> {
     Ok(Packed { snapshot: length, archive: packed })
 }
 
-/// Writes the snapshot that is in an archive, once it has been checked. The file that `snapshot` names may be replaced.
+/// Writes the snapshot that is in an archive, once it has been checked, against the key in a file too if one is given. The file that `snapshot` names may be replaced.
 ///
 /// # Errors
 /// See [`ArchiveError`].
-pub fn unpack(archive: &Path, snapshot: &Path) -> Result<Packed, ArchiveError> {
+pub fn unpack(archive: &Path, snapshot: &Path, key: Option<&Path>) -> Result<Packed, ArchiveError> {
+    let key = key.map(SealKey::read).transpose()?;
     let unreadable = |source| ArchiveError::Io { step: "read", path: archive.to_owned(), source };
     let unusable = |reason| ArchiveError::Archive { path: archive.to_owned(), reason };
     let file = File::open(archive).map_err(unreadable)?;
@@ -102,7 +109,10 @@ pub fn unpack(archive: &Path, snapshot: &Path) -> Result<Packed, ArchiveError> {
         Stop::Write(source) => ArchiveError::Io { step: "write", path: new.target().to_owned(), source },
     })?;
     let again = new.file().try_clone().map_err(unreadable)?;
-    let checked = UnverifiedSnapshot::of(again, snapshot.to_owned()).verify()?;
+    let mut checked = UnverifiedSnapshot::of(again, snapshot.to_owned()).verify()?;
+    if let Some(key) = key {
+        checked = checked.authenticate(&key)?;
+    }
     checked.verify_ram(&mut |_, _| {})?;
     new.publish()?;
     Ok(Packed { snapshot: length, archive: packed })

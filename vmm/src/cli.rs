@@ -19,7 +19,9 @@ use crate::kernel_id;
 use crate::network::{NetPlace, NetWish};
 use crate::panic_dump::OnPanic;
 use crate::vsock::{self, VsockWish};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::ArgPredicate;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -91,7 +93,7 @@ pub enum Command {
     /// Make one full snapshot of one that needs others
     Flatten(FlattenArgs),
     /// Read every byte of a snapshot and check it
-    Verify(File),
+    Verify(VerifyArgs),
     /// Compress a snapshot that is kept for long: a Zstandard file, from which nothing runs
     Pack(PackArgs),
     /// Make a snapshot of what `vmm pack` wrote
@@ -163,9 +165,17 @@ pub struct Restore {
     /// Have a small guest program, the restore stub, check all of the snapshot and copy its RAM into place
     #[arg(long, conflicts_with = "verify")]
     pub via_stub: bool,
-    /// When RAM is held against its digests; the rest always is, before anything else
-    #[arg(long, value_enum, default_value_t = VerifyChoice::Lazy)]
+    /// When RAM is held against its digests; the rest always is, before anything else. With --key it is full
+    #[arg(
+        long,
+        value_enum,
+        default_value = "lazy",
+        default_value_if("key", ArgPredicate::IsPresent, "full")
+    )]
     pub verify: VerifyChoice,
+    /// Refuse a snapshot that was not written with this key
+    #[arg(long, value_name = "FILE", conflicts_with = "via_stub")]
+    pub key: Option<PathBuf>,
     /// Refuse a snapshot of any other kernel: a release as of `uname -r` or its first parts, or a build id
     #[arg(long, value_name = "VERSION|BUILD-ID", value_parser = kernel_id::parse)]
     pub expect_kernel: Option<String>,
@@ -205,6 +215,20 @@ pub struct Restore {
     /// Who looks after it
     #[command(flatten)]
     pub care: Care,
+}
+
+impl Restore {
+    /// What a guest has been given before its RAM is known to be one's own can't be taken back.
+    ///
+    /// # Errors
+    /// A key, and RAM that is checked later or never.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        if self.key.is_none() || self.verify == VerifyChoice::Full {
+            return Ok(());
+        }
+        let why = "with '--key' all RAM is checked before the guest runs: '--verify' can only be full";
+        Err(Cli::command().error(ErrorKind::ArgumentConflict, why))
+    }
 }
 
 /// How a VM that this process runs is looked after.
@@ -275,8 +299,11 @@ pub struct SnapshotArgs {
     #[arg(long, value_name = "FILE")]
     pub parent: Option<PathBuf>,
     /// Save the kernel of this name, which runs beside (vmm prepare), and not the one that is awake
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["then", "with_disks", "digest_disks", "parent", "live", "compress"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["then", "with_disks", "digest_disks", "parent", "key", "live", "compress"])]
     pub kernel: Option<String>,
+    /// Seal it with this key, a file of 32 random bytes or more, by which `vmm restore --key` tells it from others'
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
     /// Let the VM run on while its RAM, as it is now, is written
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,
@@ -308,6 +335,9 @@ pub struct UnpackArgs {
     pub archive: PathBuf,
     /// The snapshot to write; one of that name is replaced once the new one is whole
     pub snapshot: PathBuf,
+    /// Refuse a snapshot that was not written with this key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
 }
 
 /// `vmm dump`.
@@ -360,6 +390,22 @@ pub struct FlattenArgs {
     pub chain: PathBuf,
     /// The snapshot to write; one of that name is replaced once the new one is whole
     pub out: PathBuf,
+    /// Refuse a chain that was not written with this key, and seal the new one with it
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+}
+
+/// `vmm verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The snapshot
+    pub file: PathBuf,
+    /// Refuse one that was not written with this key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A snapshot to be looked at.

@@ -78,9 +78,10 @@ pub fn snapshot(
     path: &Path,
     then: Option<Then>,
     care: DiskCare,
-    parent: Option<&Path>,
+    (parent, key): (Option<&Path>, Option<&Path>),
 ) -> Result<Command, ClientError> {
-    let (path, parent) = (absolute(path)?, parent.map(absolute).transpose()?);
+    let [parent, key] = [parent, key].map(|other| other.map(absolute).transpose());
+    let (path, parent, key) = (absolute(path)?, parent?, key?);
     let DiskCare { keep: with_disks, digest: digest_disks, at_once: live } = care;
     Ok(Command::Snapshot(SnapshotRequest {
         path,
@@ -88,6 +89,7 @@ pub fn snapshot(
         with_disks,
         digest_disks,
         parent,
+        key,
         live,
         kernel: None,
     }))
@@ -104,6 +106,7 @@ pub fn snapshot_beside(path: &Path, kernel: &str) -> Result<Command, ClientError
         with_disks: false,
         digest_disks: false,
         parent: None,
+        key: None,
         live: false,
         kernel: Some(kernel.to_owned()),
     }))

@@ -6,7 +6,7 @@
 use crate::disk;
 use crate::load::{self, LoadError};
 use crate::save::{self, SaveError};
-use snapshot::{Chain, Summary};
+use snapshot::{Chain, RamError, SealKey, Summary};
 use std::path::{Path, PathBuf};
 
 /// Why there is no such snapshot.
@@ -15,6 +15,9 @@ pub enum FlattenError {
     /// The chain.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// RAM of the chain.
+    #[error(transparent)]
+    Ram(#[from] RamError),
     /// The new one.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -23,13 +26,15 @@ pub enum FlattenError {
     KeptDisks(PathBuf),
 }
 
-/// Writes the machine in the last of a chain to `path`, which may be that last one's own.
+/// Writes the machine in the last of a chain to `path`, which may be that last one's own, and seals it with the key that the chain has been
+/// authenticated with, if there is one.
 ///
 /// # Errors
 /// See [`FlattenError`]; what was there before still is.
 pub fn flatten(
     chain: &Chain,
     path: &Path,
+    key: Option<&SealKey>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Summary, FlattenError> {
     let top = chain.top();
@@ -38,6 +43,10 @@ pub fn flatten(
     if has_kept && !disk::is_same_file(top.path(), path) {
         return Err(FlattenError::KeptDisks(top.path().to_owned()));
     }
+    if key.is_some() {
+        // What somebody else has written is not to be sealed.
+        chain.verify_ram(&mut |_, _| {})?;
+    }
     let ram = load::ram_of(chain)?;
-    Ok(save::rewrite(top, &state, &ram, path, progress)?)
+    Ok(save::rewrite(top, &state, &ram, (path, key), progress)?)
 }

@@ -11,7 +11,9 @@ use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
-use snapshot::{Chain, GenerationId, HostNeed, NeedValue, RamError, RamRange, Snapshot, UnverifiedSnapshot};
+use snapshot::{
+    Chain, GenerationId, HostNeed, NeedValue, RamError, RamRange, SealKey, Snapshot, UnverifiedSnapshot,
+};
 use std::path::{Path, PathBuf};
 
 /// What `vmm inspect --json` prints.
@@ -31,6 +33,8 @@ pub struct Description {
     pub created_unix_ns: u64,
     /// The program that wrote it.
     pub writer: String,
+    /// Whether it was written with a key. Whose that was, `vmm verify --key` tells.
+    pub sealed: bool,
     /// The machine's name.
     pub name: String,
     /// Release of the guest's kernel.
@@ -132,6 +136,7 @@ pub fn describe(path: &Path) -> Result<Description, LoadError> {
         broken,
         created_unix_ns: about.created_unix_ns,
         writer: about.writer.clone(),
+        sealed: snapshot.is_sealed(),
         name: state.shape.name.clone(),
         kernel_release: about.kernel.release.clone(),
         kernel_version: about.kernel.version.clone(),
@@ -165,6 +170,8 @@ pub fn table(description: &Description) -> Table {
         row("broken", complaint::printable(why));
     }
     row("written", format!("{} by {}", time(description.created_unix_ns), description.writer));
+    let sealed = if description.sealed { "with a key: vmm verify --key tells whether yours" } else { "no" };
+    row("sealed", sealed.to_owned());
     row("machine", format!("{}, {} vCPU{}", description.name, description.vcpus, plural(description.vcpus)));
     row("kernel", description.kernel_version.clone().unwrap_or_else(|| "unknown".to_owned()));
     if let Some(id) = &description.kernel_build_id {
@@ -194,9 +201,9 @@ pub fn table(description: &Description) -> Table {
 /// Reads every byte of a snapshot, and of those that it needs; a bar shows the progress on a terminal. Returns the bytes of RAM checked.
 ///
 /// # Errors
-/// What is damaged, and where.
-pub fn verify(path: &Path) -> Result<u64, VerifyFileError> {
-    let chain = load::open_chain(path)?;
+/// What is damaged, and where; what was not written with the key, if there is one.
+pub fn verify(path: &Path, key: Option<&SealKey>) -> Result<u64, VerifyFileError> {
+    let chain = load::open_own_chain(path, key)?;
     load::state(chain.top())?;
     Ok(verify_ram(&chain)?)
 }

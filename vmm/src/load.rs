@@ -17,7 +17,8 @@ use crate::{cpuid, layout};
 use kvm_ioctls::Kvm;
 use serde::de::DeserializeOwned;
 use snapshot::{
-    Chain, ChainError, OpenError, Piece, SectionError, Snapshot, UnverifiedSnapshot, VerifyError,
+    Chain, ChainError, OpenError, Piece, SealError, SealKey, SectionError, Snapshot, UnverifiedSnapshot,
+    VerifyError,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +35,9 @@ pub enum LoadError {
     /// It needs another, which can't be had.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// It was written by somebody else.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// A part is missing.
     #[error("{path}: no section `{name}`: not a machine that this monitor can restore")]
     Missing {
@@ -126,6 +130,18 @@ pub fn open(path: &Path) -> Result<Snapshot, LoadError> {
 /// One of them can't be opened, is damaged, or is something else.
 pub fn open_chain(path: &Path) -> Result<Chain, LoadError> {
     Ok(Chain::open(path)?)
+}
+
+/// The same, if all of them were written with this key, when there is one.
+///
+/// # Errors
+/// As [`open_chain`]; one of them was not.
+pub fn open_own_chain(path: &Path, key: Option<&SealKey>) -> Result<Chain, LoadError> {
+    let chain = open_chain(path)?;
+    Ok(match key {
+        Some(key) => chain.authenticate(key)?,
+        None => chain,
+    })
 }
 
 /// Opens a snapshot, of which the restore stub checks everything and puts the RAM in place. What the stub has checked is then

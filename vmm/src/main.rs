@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use devices::virtio::{BlkState, MmioState, VsockState};
 use kvm_ioctls::Kvm;
+use snapshot::SealKey;
 use snapshot::publish::Temporary;
 use std::io::{self, Write};
 use std::path::Path;
@@ -18,7 +19,7 @@ use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
     AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs, Remote, Run,
-    SnapshotArgs, UnpackArgs,
+    SnapshotArgs, UnpackArgs, VerifyArgs,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -219,7 +220,8 @@ fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
         return ask(&args.remote, &client::snapshot_beside(&args.file, kernel)?);
     }
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
-    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, args.parent.as_deref());
+    let others = (args.parent.as_deref(), args.key.as_deref());
+    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, others);
     if args.compress.is_none() {
         return ask(&args.remote, &verb(&args.file)?);
     }
@@ -242,7 +244,7 @@ fn pack(snapshot: &Path, archive: &Path, json: bool) -> Result<ExitCode> {
 }
 
 fn unpack(args: &UnpackArgs) -> Result<ExitCode> {
-    let unpacked = archive::unpack(&args.archive, &args.snapshot)?;
+    let unpacked = archive::unpack(&args.archive, &args.snapshot, args.key.as_deref())?;
     print(&format!("{}: {} MiB unpacked and checked", args.snapshot.display(), unpacked.snapshot >> 20))
 }
 
@@ -261,16 +263,18 @@ fn describe(args: &File) -> Result<ExitCode> {
 }
 
 fn flatten(args: &FlattenArgs) -> Result<ExitCode> {
-    let chain = load::open_chain(&args.chain)?;
+    let key = args.key.as_deref().map(SealKey::read).transpose()?;
+    let chain = load::open_own_chain(&args.chain, key.as_ref())?;
     let bar = inspect::progress_bar("writing", chain.top().manifest().ram.bytes);
-    let summary = flatten::flatten(&chain, &args.out, &mut |done, _| bar.set_position(done))?;
+    let summary = flatten::flatten(&chain, &args.out, key.as_ref(), &mut |done, _| bar.set_position(done))?;
     bar.finish_and_clear();
     let (count, stored) = (chain.links().len(), summary.data_bytes >> 20);
     print(&format!("{}: full, of {count} snapshots, {stored} MiB of RAM stored", args.out.display()))
 }
 
-fn verify(args: &File) -> Result<ExitCode> {
-    let checked = inspect::verify(&args.file)?;
+fn verify(args: &VerifyArgs) -> Result<ExitCode> {
+    let key = args.key.as_deref().map(SealKey::read).transpose()?;
+    let checked = inspect::verify(&args.file, key.as_ref())?;
     print(&if args.json {
         serde_json::json!({ "intact": true, "ram_bytes": checked }).to_string()
     } else {

@@ -14,6 +14,7 @@ use crate::api::{
 use crate::complaint;
 use crate::disk::DiskCare;
 use crate::live::LiveSnapshot;
+use crate::load;
 use crate::machine::PausedMachine;
 use crate::outcome::Outcome;
 use crate::panic_dump::OnPanic;
@@ -26,7 +27,7 @@ use crate::terminal::{Action, HELP, Terminal};
 use devices::Request;
 use devices::virtio::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use snapshot::{Chain, Summary};
+use snapshot::{SealKey, Summary};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -418,10 +419,15 @@ fn wait_for(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
 /// The parent is opened, with all that it needs, before the guest has to stand still.
 fn wish(request: &SnapshotRequest) -> Result<Wish, ApiError> {
     let care = DiskCare { keep: request.with_disks, digest: request.digest_disks, at_once: request.live };
-    let wish = Wish::new(&request.path, care);
+    let key = request.key.as_deref().map(SealKey::read).transpose().map_err(refused)?;
+    let wish = Wish::new(&request.path, care).sealed_with(key.clone());
     let Some(parent) = &request.parent else { return Ok(wish) };
-    let chain = Chain::open(parent).map_err(|error| ApiError::conflict(complaint::one_line(&error)))?;
-    wish.since(&chain).map_err(|error| ApiError::conflict(complaint::one_line(&error)))
+    let chain = load::open_own_chain(parent, key.as_ref()).map_err(refused)?;
+    wish.since(&chain).map_err(refused)
+}
+
+fn refused(error: impl std::error::Error + 'static) -> ApiError {
+    ApiError::conflict(complaint::one_line(&error))
 }
 
 fn summary(path: PathBuf, saved: &Summary, pause: Option<Duration>, total: Duration) -> SnapshotSummary {

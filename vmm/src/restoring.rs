@@ -3,10 +3,10 @@
 //! In: its arguments. Out: a machine that goes on in this process, or many of them in processes of their own. Holds: nothing runs before
 //! all that is to be refused has been.
 
-use crate::operate;
+use crate::{misused, operate};
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
-use snapshot::{Chain, Snapshot};
+use snapshot::{Chain, SealKey, Snapshot};
 use std::io::PipeWriter;
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,9 +27,12 @@ const A_WHILE: Duration = Duration::from_millis(500);
 
 /// One machine or many.
 pub(crate) fn restore(args: Restore) -> Result<ExitCode> {
+    if let Err(error) = args.check() {
+        return Ok(misused(&error));
+    }
     let (Some(count), Some(dir)) = (args.clones, args.api_dir.clone()) else { return one(&args, None) };
     if args.verify == VerifyChoice::Full {
-        inspect::verify_ram(&load::open_chain(&args.file)?)?;
+        inspect::verify_ram(&chain(&args)?)?;
     }
     match clones::fork(count, &dir).with_context(|| format!("cannot start clones in {}", dir.display()))? {
         Side::Clone(number, running) => one(&numbered(args, &dir, number), Some(running)),
@@ -163,13 +166,19 @@ fn beside(name: &str, act: impl FnOnce() + Send + 'static) {
     drop(std::thread::Builder::new().name(name.to_owned()).spawn(act));
 }
 
+/// A snapshot with all that it needs, each of them one's own if there is a key to tell.
+fn chain(args: &Restore) -> Result<Chain> {
+    let key = args.key.as_deref().map(SealKey::read).transpose()?;
+    Ok(load::open_own_chain(&args.file, key.as_ref())?)
+}
+
 /// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
 fn open(kvm: &Kvm, args: &Restore) -> Result<(Chain, GuestRam, Option<Report>)> {
     if args.via_stub {
         let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
         return Ok((snapshot.into(), ram, Some(report)));
     }
-    let chain = load::open_chain(&args.file)?;
+    let chain = chain(args)?;
     if args.verify == VerifyChoice::Full {
         inspect::verify_ram(&chain)?;
     }

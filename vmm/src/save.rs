@@ -16,12 +16,10 @@ use crate::{cpuid, kernel, layout};
 use snapshot::chain::CHAIN_MAX;
 use snapshot::{
     About, Chain, ChainError, ChunkContent, Contents, Delta, Elfcorehdr, GenerationId, GuestKernel, HostNeed,
-    NeedValue, PageSet, Parent, RamRange, RamSource, Registers, Section, SectionError, SectionRef, Snapshot,
-    Summary, UnverifiedSnapshot, WriteError,
+    NeedValue, PageSet, Parent, RamRange, RamSource, Registers, SealKey, Section, SectionError, SectionRef,
+    Snapshot, Summary, UnverifiedSnapshot, WriteError,
 };
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -147,12 +145,18 @@ pub struct Wish {
     path: PathBuf,
     care: DiskCare,
     parent: Option<Parent>,
+    key: Option<SealKey>,
 }
 
 impl Wish {
     /// All of it, to `path`.
     pub fn new(path: &Path, care: DiskCare) -> Self {
-        Self { path: path.to_owned(), care, parent: None }
+        Self { path: path.to_owned(), care, parent: None, key: None }
+    }
+
+    /// With a seal by this key, if there is one.
+    pub fn sealed_with(self, key: Option<SealKey>) -> Self {
+        Self { key, ..self }
     }
 
     /// Only what changed since the last of this chain.
@@ -164,11 +168,7 @@ impl Wish {
         if chain.links().len() >= CHAIN_MAX {
             return Err(SaveError::Chain(ChainError::TooLong(path())));
         }
-        let target = File::open(&self.path).and_then(|file| file.metadata()).ok();
-        let is_target = |link: &&Snapshot| {
-            let found = link.file().metadata().ok().zip(target.as_ref());
-            found.is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
-        };
+        let is_target = |link: &&Snapshot| disk::is_same_file(link.path(), &self.path);
         if let Some(link) = chain.links().iter().find(is_target) {
             return Err(SaveError::Needed { path: self.path, needed: link.manifest().about.generation });
         }
@@ -185,18 +185,19 @@ struct Taken {
     memory: u64,
     path: PathBuf,
     parent: Option<Parent>,
+    key: Option<SealKey>,
 }
 
 impl Taken {
     fn of(paused: &PausedMachine, wish: Wish) -> Result<Self, SaveError> {
-        let Wish { path, care, parent } = wish;
+        let Wish { path, care, parent, key } = wish;
         parent.as_ref().map_or(Ok(()), |parent| paused.ram().expect_known_since(parent))?;
         let disks = &paused.machine().disks;
         let taken = Self::with_disks(paused, &path, care.at_once, |generation| {
             disk::sync(disks)?;
             disk::record(disks, care, &path, generation)
         })?;
-        Ok(Self { parent, ..taken })
+        Ok(Self { parent, key, ..taken })
     }
 
     /// The disks are recorded after the capture has let them finish what was under way.
@@ -213,7 +214,8 @@ impl Taken {
         let vmcoreinfo = if at_once { machine.vmcoreinfo_at_once() } else { machine.vmcoreinfo() };
         let vmcoreinfo = vmcoreinfo.map_err(SaveError::ReadRam)?;
         let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
-        Ok(Self { notes, records, kept, memory: state.shape.memory, path: path.to_owned(), parent: None })
+        let (memory, path) = (state.shape.memory, path.to_owned());
+        Ok(Self { notes, records, kept, memory, path, parent: None, key: None })
     }
 
     fn write(self, ram: &dyn ReadRam, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
@@ -225,7 +227,7 @@ impl Taken {
         let ram = SavedRam::new(ram, self.memory);
         let contents = Contents { delta: delta.as_ref(), ..self.notes.contents(&ram) };
         let replaced = records_at(&self.path).unwrap_or_default();
-        let written = snapshot::write(&self.path, &contents, progress);
+        let written = snapshot::write_sealed(&self.path, &contents, self.key.as_ref(), progress);
         if written.as_ref().map_or_else(WriteError::is_in_place, |_| true) {
             self.kept.claim();
         }
@@ -347,7 +349,7 @@ pub(crate) fn elfcorehdr(
     Ok(Elfcorehdr::new(&notes.contents(&SavedRam::new(ram, state.shape.memory)), at, window)?)
 }
 
-/// The machine that a snapshot has, with an id of its own and all of its RAM.
+/// The machine that a snapshot has, with an id of its own and all of its RAM, sealed if there is a key.
 ///
 /// # Errors
 /// As [`PausedMachine::save`].
@@ -355,7 +357,7 @@ pub(crate) fn rewrite(
     of: &Snapshot,
     state: &MachineState,
     ram: &GuestRam,
-    path: &Path,
+    (path, key): (&Path, Option<&SealKey>),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Summary, SaveError> {
     let generation = GenerationId::random().map_err(SaveError::Random)?;
@@ -371,7 +373,8 @@ pub(crate) fn rewrite(
         vmcoreinfo: of.vmcoreinfo().map(<[u8]>::to_vec),
         sections: of.sections().filter(own).map(copy).collect(),
     };
-    Ok(snapshot::write(path, &notes.contents(&SavedRam::new(ram, state.shape.memory)), progress)?)
+    let ram = SavedRam::new(ram, state.shape.memory);
+    Ok(snapshot::write_sealed(path, &notes.contents(&ram), key, progress)?)
 }
 
 /// All of a snapshot but its RAM.

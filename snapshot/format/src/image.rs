@@ -35,8 +35,11 @@ pub struct Notes<'a> {
     pub table: &'a [u8],
     /// What the guest's kernel tells debuggers about itself, if it does: lines of text.
     pub vmcoreinfo: Option<&'a [u8]>,
+    /// Who has a key can tell by this whether the rest is his own. Its CRC is right.
+    pub seal: Option<&'a [u8]>,
     /// Bytes of all NT_PRSTATUS descriptors.
     registers: u64,
+    segment: &'a [u8],
 }
 
 impl<'a> Notes<'a> {
@@ -64,7 +67,20 @@ impl<'a> Notes<'a> {
         check_len(named(note::STATE), state, header.state_len.into())?;
         header.table.check(named(note::TABLE), [table])?;
         let registers = registers(segment).map(|desc| desc.len() as u64).sum();
-        Ok(Self { header, header_bytes, manifest, state, table, vmcoreinfo, registers })
+        let seal = seal(segment)?;
+        Ok(Self { header, header_bytes, manifest, state, table, vmcoreinfo, seal, registers, segment })
+    }
+
+    /// All that is believed, as our writer lays it out: what a seal is of.
+    pub fn sealed(&self, out: &mut impl Extend<u8>) {
+        registers(self.segment).for_each(|desc| note::push(out, note::CORE, note::NT_PRSTATUS, desc));
+        if let Some(desc) = self.vmcoreinfo {
+            note::push(out, note::VMCOREINFO, note::NT_VMCOREINFO, desc);
+        }
+        let own = [self.header_bytes, self.manifest, self.state, self.table];
+        for ((kind, _), desc) in [note::HEADER, note::MANIFEST, note::STATE, note::TABLE].iter().zip(own) {
+            note::push(out, note::VMMSNAP, *kind, desc);
+        }
     }
 }
 
@@ -114,6 +130,9 @@ impl<'a> Image<'a> {
         check_sections(&outline, notes.state)?;
         let table_len = chunk::count(outline.ranges()) * chunk::DIGEST_LEN;
         check_len(Part::Named(note::TABLE.1), notes.table, table_len)?;
+        if let Some(seal) = notes.seal {
+            check_len(Part::Named(note::SEAL.1), seal, note::seal_len(chunk::count(outline.ranges())))?;
+        }
         Ok(Self { layout, notes, outline })
     }
 }
@@ -158,9 +177,26 @@ fn only<'a>(segment: &'a [u8], (kind, what): (u32, &'static str)) -> Result<&'a 
     }
 }
 
-/// First the registers, then VMCOREINFO if there is one, then our four.
+/// Its last four bytes are the CRC of the others.
+fn seal(segment: &[u8]) -> Result<Option<&[u8]>, Fault> {
+    let (kind, name) = note::SEAL;
+    if !intact(segment).any(|note| note.is(note::VMMSNAP, kind)) {
+        return Ok(None);
+    }
+    let desc = only(segment, note::SEAL)?;
+    let what = Part::Named(name);
+    let Some((sealed, crc)) = desc.split_last_chunk::<4>() else {
+        return Err(Fault::Length { what, found: desc.len() as u64, expected: note::seal_len(0) });
+    };
+    let frame = Frame { len: sealed.len() as u32, crc: u32::from_le_bytes(*crc) };
+    frame.check(what, [sealed]).map(|()| Some(desc))
+}
+
+/// First the registers, then VMCOREINFO if there is one, then our four, then the seal if there is one.
 fn check_order(segment: &[u8]) -> Result<(), Fault> {
-    let own = [note::HEADER, note::MANIFEST, note::STATE, note::TABLE];
+    let own = [note::HEADER, note::MANIFEST, note::STATE, note::TABLE, note::SEAL];
+    let sealed = intact(segment).any(|note| note.is(note::VMMSNAP, note::SEAL.0));
+    let own = &own[..own.len() - usize::from(!sealed)];
     let others = usize::from(vmcoreinfo(segment).is_some());
     let first = intact(segment).count() - own.len();
     for (index, note) in intact(segment).enumerate() {

@@ -25,6 +25,13 @@ pub const MANIFEST: (u32, &str) = (HEADER.0 + 1, "manifest");
 pub const STATE: (u32, &str) = (HEADER.0 + 2, "machine state");
 /// Digests.
 pub const TABLE: (u32, &str) = (HEADER.0 + 3, "chunk table");
+/// A version, a tag, a longer digest of each chunk, and a CRC-32 of all that. Most snapshots have none.
+pub const SEAL: (u32, &str) = (HEADER.0 + 4, "seal");
+
+/// Bytes of a seal's descriptor for so many chunks of RAM.
+pub fn seal_len(chunks: u64) -> u64 {
+    4 + 32 + 32 * chunks + 4
+}
 
 /// One note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use snapshot::{
     About, CHUNK_SIZE, ChunkContent, Contents, GenerationId, GuestKernel, HostNeed, NeedValue, RamRange,
-    RamSource, Registers, Section, Snapshot, Summary, UnverifiedSnapshot, VerifyError, WriteError,
+    RamSource, Registers, SealKey, Section, Snapshot, Summary, UnverifiedSnapshot, VerifyError, WriteError,
 };
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -82,7 +82,7 @@ impl Machine {
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<Summary, WriteError> {
-        self.write_telling(path, &mut |_, _| ())
+        self.write_with(path, None, &mut |_, _| ())
     }
 
     pub(crate) fn write_telling(
@@ -90,17 +90,39 @@ impl Machine {
         path: &Path,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Summary, WriteError> {
+        self.write_with(path, None, progress)
+    }
+
+    pub(crate) fn write_sealed(&self, path: &Path, key: Option<&SealKey>) -> Result<Summary, WriteError> {
+        self.write_with(path, key, &mut |_, _| ())
+    }
+
+    fn write_with(
+        &self,
+        path: &Path,
+        key: Option<&SealKey>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Summary, WriteError> {
         let Self { about, vcpus, vmcoreinfo, sections, ram } = self;
         let contents =
             Contents { about: about.clone(), vcpus, vmcoreinfo: *vmcoreinfo, sections, ram, delta: None };
-        snapshot::write(path, &contents, progress)
+        snapshot::write_sealed(path, &contents, key, progress)
     }
 
     /// The file's bytes.
     pub(crate) fn file(&self) -> Vec<u8> {
+        self.bytes(None)
+    }
+
+    /// Those of one that is written with a key.
+    pub(crate) fn sealed_file(&self, key: &SealKey) -> Vec<u8> {
+        self.bytes(Some(key))
+    }
+
+    fn bytes(&self, key: Option<&SealKey>) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.snap");
-        self.write(&path).unwrap();
+        self.write_sealed(&path, key).unwrap();
         std::fs::read(path).unwrap()
     }
 }

@@ -10,6 +10,7 @@ mod round_trip;
 mod tools;
 mod disk_full;
 mod damage;
+mod sealed;
 mod forged;
 mod vmcore;
 mod chain;

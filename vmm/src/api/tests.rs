@@ -133,6 +133,7 @@ fn snapshot(path: &str, then: Option<Then>) -> Command {
         with_disks: false,
         digest_disks: false,
         parent: None,
+        key: None,
         live: false,
         kernel: None,
     })
@@ -157,6 +158,7 @@ fn the_document_has_the_types_fields_and_no_others() {
         with_disks: true,
         digest_disks: true,
         parent: Some("/p".into()),
+        key: Some("/k".into()),
         live: true,
         kernel: Some("b".into()),
     };
@@ -265,6 +267,7 @@ fn what_fits_no_route_is_refused_with_the_right_status() {
         r#"{"path":"/a","live":true,"then":"stop"}"#,
         r#"{"path":"/a","live":true,"digest_disks":true}"#,
         r#"{"path":"/a","parent":"b"}"#,
+        r#"{"path":"/a","key":"k"}"#,
     ];
     for body in [r#"{"path":"/a","then":"sleep"}"#, r#"{"path":"/a","extra":1}"#].into_iter().chain(live) {
         assert_eq!(refused("PUT", "/api/v1/vm.snapshot", body), 400, "{body}");

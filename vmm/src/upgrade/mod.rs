@@ -218,6 +218,7 @@ impl<'a> Upgrade<'a> {
             with_disks: false,
             digest_disks: false,
             parent: None,
+            key: None,
             live: false,
             kernel: Some(kernel.name.clone()),
         };
