@@ -16,6 +16,9 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+/// How often a VM is asked for that a signal comes in between of.
+const TRIES: usize = 100;
+
 /// Why there is no KVM to work with.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -68,10 +71,20 @@ pub fn create(kvm: &Kvm, ram: Option<&GuestRam>) -> Result<Arc<VmFd>, Ioctl> {
 
 /// A VM with nothing in it, which takes KVM the longest of all.
 ///
+/// KVM looks whether a signal is pending while it takes locks (`mmu_notifier_register`), and to Linux word from an io_uring that this thread has
+/// used is one, too: a disk's, at a switch between kernels. It is delivered as the call returns, so the next finds none.
+///
 /// # Errors
 /// The failed call.
 pub fn empty(kvm: &Kvm) -> Result<VmFd, Ioctl> {
-    kvm.create_vm().during("KVM_CREATE_VM")
+    let mut made = kvm.create_vm();
+    for _ in 0..TRIES {
+        match made {
+            Err(error) if error.errno() == libc::EINTR => made = kvm.create_vm(),
+            _ => break,
+        }
+    }
+    made.during("KVM_CREATE_VM")
 }
 
 /// Puts into an empty VM what every machine has, and the RAM, if it is to run.

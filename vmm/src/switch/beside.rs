@@ -27,6 +27,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Added to the name of the vsock socket.
 const SUFFIX: &str = ".beside";
+/// What Linux says then.
+const PANIC: &str = "Kernel panic";
 /// Bytes of its console that are kept.
 const LAST_WORDS: usize = 4096;
 
@@ -59,11 +61,13 @@ impl Write for LastWords {
 }
 
 impl LastWords {
-    /// The last line that says anything.
+    /// The line that says that the kernel panicked, or else the last that says anything.
     fn line(&self) -> Option<String> {
         let bytes: Vec<u8> = lock(&self.0).iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let panic = lines.clone().find(|line| line.contains(PANIC));
+        panic.or_else(|| lines.next_back()).map(str::to_owned)
     }
 }
 
@@ -130,7 +134,7 @@ impl Kernels {
     /// It is no more; what is left is `why`, with the last line of its console. Returns its name, and that.
     pub fn end_beside(&mut self, why: &str) -> Option<(String, String)> {
         let beside = self.beside.as_mut()?;
-        let last = beside.console.line().map_or(String::new(), |line| format!("; its last line was: {line}"));
+        let last = beside.console.line().map_or(String::new(), |line| format!("; its console said: {line}"));
         let why = format!("{why}{last}");
         if let Ok(machine) = std::mem::replace(&mut beside.state, Err(why.clone())) {
             machine.dismantle();
