@@ -5,9 +5,12 @@
 #   modules=A,B    load these modules too; the drivers of the machine's virtio devices are loaded unasked
 #   before="COMMAND"  run COMMAND with sh to its end before the next
 #   image=poweroff|return|stub  of an image kernel (vmm suspend-with): write /proc/vmcore to the disk `image`, and give the machine up
+#   system=vda     mount that disk read-only and make it the root; programs of the initramfs are then in /run/bin
 #   tools=vdb      mount that disk read-only on /mnt; Debian's programs in its directory tools are then on PATH
 # Out: one line `ready kernel=R boot_id=U cpus=N`, then `tick N` about five times a second, and `input LINE` for each line
 # typed on the console. Holds: it never ends, since the kernel panics when init does.
+
+if [ -z "$in_system" ]; then
 export PATH=/tools/bin:/bin:/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -29,6 +32,34 @@ if [ -n "$modules" ]; then
 	# shellcheck disable=SC2046 # One word for each module.
 	modprobe -a $(echo "$modules" | tr , ' ')
 fi
+
+# The system is an ext4 image that is the same whatever the kernel: what belongs to the kernel goes along in memory, and this
+# script goes on there as the first program.
+if [ -n "$system" ]; then
+	modprobe -a nf_tables nft_ct inet_diag tcp_diag udp_diag unix_diag netlink_diag af_packet_diag
+	mount -t ext4 -o ro "/dev/$system" /mnt
+	mount -t tmpfs tmpfs /mnt/run
+	mount -t tmpfs tmpfs /mnt/usr/lib/modules
+	cp -a /lib/modules/. /mnt/usr/lib/modules/
+	mkdir /mnt/run/bin
+	# Those of busybox are links, and the system has its own.
+	find /bin -type f ! -name busybox -exec cp {} /mnt/run/bin/ ';'
+	cp /init /mnt/run/init
+	umount /tmp
+	mount -t tmpfs tmpfs /mnt/tmp
+	for dir in dev proc sys; do
+		mount --move "/$dir" "/mnt/$dir"
+	done
+	mkdir -p /mnt/dev/pts
+	mount -t devpts devpts /mnt/dev/pts
+	export in_system=1
+	exec switch_root /mnt /run/init
+fi
+fi
+if [ -n "$in_system" ]; then
+	export PATH=/run/bin:/usr/sbin:/usr/bin
+fi
+
 if [ -n "$tools" ]; then
 	mount -t ext4 -o ro "/dev/$tools" /mnt
 fi

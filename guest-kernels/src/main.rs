@@ -1,4 +1,4 @@
-//! `guest-kernels`: fetch stock kernels into the cache, list them, build a test guest's initramfs.
+//! `guest-kernels`: fetch stock kernels into the cache, list them, build a test guest's initramfs and root.
 //!
 //! In: the command line. Out: paths on stdout, one line per thing; what is being done on stderr. Holds: a failure is one
 //! line and status 1, wrong usage is status 2.
@@ -37,6 +37,12 @@ enum Verb {
         #[arg(long = "program", value_name = "FILE")]
         programs: Vec<PathBuf>,
     },
+    /// Make the image of a small Debian with CRIU, for guests whose processes are to be checkpointed, and print its path.
+    Root {
+        /// Copy it there too.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Fetch { names } => fetch(&names),
         Verb::List => list(),
         Verb::Initrd { name, out, programs } => initrd(&name, out.as_deref(), &programs),
+        Verb::Root { out } => guest_kernels::root_image().and_then(|path| tell(&path, out.as_deref())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,10 +89,14 @@ fn list() -> Result<()> {
 
 fn initrd(name: &str, out: Option<&Path>, programs: &[PathBuf]) -> Result<()> {
     let programs: Vec<&Path> = programs.iter().map(PathBuf::as_path).collect();
-    let path = guest_kernels::test_initrd(&guest_kernels::ensure(name)?, &programs)?;
+    tell(&guest_kernels::test_initrd(&guest_kernels::ensure(name)?, &programs)?, out)
+}
+
+/// Prints where a file is, or where its copy is.
+fn tell(path: &Path, out: Option<&Path>) -> Result<()> {
     if let Some(out) = out {
-        std::fs::copy(&path, out).with_context(|| format!("cannot write {}", out.display()))?;
+        std::fs::copy(path, out).with_context(|| format!("cannot write {}", out.display()))?;
     }
-    println!("{}", out.unwrap_or(&path).display());
+    println!("{}", out.unwrap_or(path).display());
     Ok(())
 }

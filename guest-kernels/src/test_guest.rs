@@ -23,6 +23,17 @@ const DRIVERS: [&str; 8] = [
 ];
 /// Loaded when `modules=` asks for it, or by the kernel itself when a program asks for TCP sockets' state.
 const ON_DEMAND: [&str; 2] = ["ptp_kvm", "tcp_diag"];
+/// What CRIU needs of a kernel to see and hold connections, loaded when there is a `root=`.
+const FOR_CHECKPOINTS: [&str; 8] = [
+    "nf_tables",
+    "nft_ct",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "unix_diag",
+    "netlink_diag",
+    "af_packet_diag",
+];
 
 /// The initramfs that makes `kernel` a test guest, with these static programs in `/bin`.
 ///
@@ -30,7 +41,7 @@ const ON_DEMAND: [&str; 2] = ["ptp_kvm", "tcp_diag"];
 /// busybox can't be fetched, a program can't be read, or the cache can't be written.
 pub fn test_initrd(kernel: &StockKernel, programs: &[&Path]) -> Result<PathBuf> {
     let mut initramfs = Initramfs::new();
-    initramfs.busybox()?.modules(kernel, &[&DRIVERS[..], &ON_DEMAND].concat())?;
+    initramfs.busybox()?.modules(kernel, &[&DRIVERS[..], &ON_DEMAND, &FOR_CHECKPOINTS].concat())?;
     initramfs.dir("mnt").debian_tools().symlink("tools", "mnt/tools");
     initramfs.file("init", 0o755, INIT).file("bin/vmm-exit", 0o755, vmm_exit());
     for program in programs {

@@ -7,11 +7,11 @@
 use super::Setup;
 use super::image::Wiring;
 use super::iso;
-use super::packages::Packages;
 use super::pty::Pty;
 use super::screen;
 use super::session::{Emulator, Machine};
 use anyhow::{Context, Result};
+use guest_kernels::Packages;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};

@@ -4,9 +4,9 @@
 //! disk with the guest kernels and Debian's tools that is made once. Holds: the command arrives byte for byte.
 
 use super::programs::Programs;
-use super::{packages, qemu, terminal, tools};
+use super::{qemu, terminal, tools};
 use anyhow::{Context, Result, ensure};
-use guest_kernels::{Initramfs, StockKernel};
+use guest_kernels::{Initramfs, StockKernel, run_to_end};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -91,6 +91,7 @@ impl Contents<'_> {
             }
         }
         initramfs.dir("lab/kernels").debian_tools().symlink("tools", "lab/kernels/tools");
+        initramfs.symlink("guests/root", "/lab/kernels/root");
         Ok(())
     }
 }
@@ -102,17 +103,22 @@ fn write(initramfs: &Initramfs) -> Result<File> {
     Ok(out.into_inner()?)
 }
 
-/// An ext4 image in the cache with `<name>/vmlinuz` and `<name>/vmlinux` of each guest kernel, and the tools in `tools/`.
+/// An ext4 image in the cache with `<name>/vmlinuz` and `<name>/vmlinux` of each guest kernel, the guests' root as `root`, and
+/// the tools in `tools/`.
 pub(super) fn disk() -> Result<PathBuf> {
     let kernels = guest_kernels::all()?;
+    let root = guest_kernels::root_image()?;
     let releases = kernels.iter().map(|kernel| kernel.release.as_str());
-    let contents: Vec<&str> = releases.chain(tools::NAMES).chain([tools::LIBRARY]).collect();
+    let recipe = root.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+    let contents: Vec<&str> = releases.chain(tools::NAMES).chain([tools::LIBRARY, recipe]).collect();
     let dir = guest_kernels::cache_dir()?.join(format!("lab-disk-{}", contents.join("-")));
-    guest_kernels::publish(&dir, |dir| make_disk(&kernels, dir).context("cannot make the lab's disk"))?;
+    guest_kernels::publish(&dir, |dir| {
+        make_disk(&kernels, &root, dir).context("cannot make the lab's disk")
+    })?;
     Ok(dir.join("disk"))
 }
 
-fn make_disk(kernels: &[StockKernel], dir: &Path) -> Result<()> {
+fn make_disk(kernels: &[StockKernel], root: &Path, dir: &Path) -> Result<()> {
     let tree = dir.join("tree");
     let mut bytes = tools::install(&tree.join("tools"))?;
     for kernel in kernels {
@@ -121,10 +127,11 @@ fn make_disk(kernels: &[StockKernel], dir: &Path) -> Result<()> {
         bytes += fs::copy(&kernel.vmlinuz, inside.join("vmlinuz"))?;
         bytes += fs::copy(&kernel.vmlinux, inside.join("vmlinux"))?;
     }
+    bytes += fs::copy(root, tree.join("root"))?;
     let mut mke2fs = qemu::packages()?.command("usr/sbin/mke2fs")?;
     mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&tree).arg(dir.join("disk"));
     // A tenth and 8 MiB more than the files for what ext4 itself takes.
-    packages::run(mke2fs.arg(format!("{}K", bytes / 1024 * 11 / 10 + 8192)))?;
+    run_to_end(mke2fs.arg(format!("{}K", bytes / 1024 * 11 / 10 + 8192)))?;
     fs::remove_dir_all(&tree)?;
     Ok(())
 }

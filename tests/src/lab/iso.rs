@@ -4,8 +4,8 @@
 //! nothing of it stays behind on the host's disk once the file is closed.
 
 use super::Setup;
-use super::packages::{self, Packages};
 use anyhow::{Context, Result};
+use guest_kernels::{Packages, run_to_end};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) fn make(packages: &Packages, setup: &Setup, command_line: &str) -> Re
     xorriso.args(["-no_rc", "-as", "mkisofs", "-quiet", "-o"]).arg(&image);
     xorriso.args(["-b", "isolinux.bin", "-c", "boot.cat"]);
     xorriso.args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]).arg(&tree);
-    packages::run(&mut xorriso)?;
+    run_to_end(&mut xorriso)?;
     Ok(File::open(&image)?)
 }
 

@@ -13,7 +13,6 @@ mod bochs;
 mod image;
 mod iso;
 pub mod microvm;
-mod packages;
 mod programs;
 mod pty;
 mod qemu;

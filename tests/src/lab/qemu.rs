@@ -5,10 +5,10 @@
 //! channel.
 
 use super::image::Wiring;
-use super::packages::Packages;
 use super::session::{Emulator, Machine};
 use super::{Setup, open_path};
 use anyhow::{Context, Result};
+use guest_kernels::Packages;
 use std::path::Path;
 use std::process::{Command, Stdio};
 

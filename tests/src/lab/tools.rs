@@ -4,8 +4,8 @@
 //! the dynamic loader. Holds: it works wherever `/tools` leads to it and `/lib64` and `/lib/x86_64-linux-gnu` lead to
 //! its parts, which [`guest_kernels::Initramfs::debian_tools`] sees to.
 
-use super::packages::Packages;
 use anyhow::{Context, Result};
+use guest_kernels::Packages;
 use std::fs;
 use std::path::{Path, PathBuf};
 

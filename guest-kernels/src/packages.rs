@@ -4,8 +4,9 @@
 //! program of it with its own libraries. Holds: the machine's own packages are neither used nor changed, so the programs
 //! are the same everywhere; needs no root.
 
+use crate::apt::Archive;
+use crate::cache;
 use anyhow::{Context, Result, bail};
-use guest_kernels::Archive;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,44 +21,58 @@ const LOADERS: [&str; 3] = [
 
 /// Unpacked packages.
 #[derive(Clone, Debug)]
-pub(super) struct Packages {
+pub struct Packages {
     root: PathBuf,
 }
 
 impl Packages {
+    /// Packages that were unpacked there.
+    pub(crate) fn at(root: &Path) -> Packages {
+        Packages { root: root.to_owned() }
+    }
+
     /// These packages of a suite, fetched into the cache as `name` unless they are there.
     ///
     /// # Errors
     /// The archive can't be reached, or a package isn't in it.
-    pub(super) fn ensure(name: &str, suite: &str, packages: &[&str]) -> Result<Packages> {
-        let root = guest_kernels::cache_dir()?.join(format!("{name}-{suite}"));
-        guest_kernels::publish(&root, |dir| {
-            eprintln!("lab: fetching {} from Debian's {suite}", packages.join(", "));
-            fetch(suite, packages, dir).with_context(|| format!("cannot fetch {name}"))
+    pub fn ensure(name: &str, suite: &str, packages: &[&str]) -> Result<Packages> {
+        let root = cache::cache_dir()?.join(format!("{name}-{suite}"));
+        cache::publish(&root, |dir| {
+            eprintln!("fetching {} from Debian's {suite}", packages.join(", "));
+            unpack(suite, packages, dir).map(drop).with_context(|| format!("cannot fetch {name}"))
         })?;
         Ok(Packages { root })
     }
 
     /// A path in the packages.
-    pub(super) fn path(&self, inside: &str) -> PathBuf {
+    pub fn path(&self, inside: &str) -> PathBuf {
         self.root.join(inside)
     }
 
     /// A command that runs a program of the packages, `usr/bin/x` for example.
-    pub(super) fn command(&self, program: &str) -> Result<Command> {
+    ///
+    /// # Errors
+    /// The packages have no dynamic loader.
+    pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = self.loader_command()?;
         command.arg(self.root.join(program));
         Ok(command)
     }
 
     /// The dynamic loader.
-    pub(super) fn loader(&self) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// The packages have none.
+    pub fn loader(&self) -> Result<PathBuf> {
         let loader = LOADERS.iter().map(|path| self.root.join(path)).find(|path| path.is_file());
         loader.with_context(|| format!("no dynamic loader in {}", self.root.display()))
     }
 
     /// The shared libraries that a program needs, each by the name that it needs them under.
-    pub(super) fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+    ///
+    /// # Errors
+    /// The loader can't be run, or the packages lack one of them.
+    pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
         let mut list = self.loader_command()?;
         let output = run(list.arg("--list").arg(program))?;
         Ok(parse_libraries(&String::from_utf8_lossy(&output.stdout)))
@@ -73,17 +88,23 @@ impl Packages {
     }
 }
 
-fn fetch(suite: &str, packages: &[&str], dir: &Path) -> Result<()> {
+/// Downloads these packages of a suite with all they depend on, unpacks them into `dir` without running anything of theirs, and
+/// returns what they are: `criu_4.2.1-1_amd64` for example, in order.
+pub(crate) fn unpack(suite: &str, packages: &[&str], dir: &Path) -> Result<Vec<String>> {
     let archive = Archive::open(&[suite])?;
     let debs = dir.join("debs");
     download(&archive, packages, &debs)?;
+    let mut unpacked = Vec::new();
     for deb in fs::read_dir(&debs)? {
         let deb = deb?.path();
         if deb.extension() == Some(OsStr::new("deb")) {
             run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
+            unpacked.extend(deb.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
         }
     }
-    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))
+    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))?;
+    unpacked.sort();
+    Ok(unpacked)
 }
 
 /// Downloads the packages and, because apt is told that nothing is installed, all they depend on.
@@ -108,8 +129,11 @@ fn parse_libraries(listing: &str) -> Vec<(String, PathBuf)> {
     libraries.collect()
 }
 
-/// Runs a program to its end; its complaint is the error.
-pub(super) fn run(command: &mut Command) -> Result<Output> {
+/// Runs a program to its end and returns what it printed.
+///
+/// # Errors
+/// It can't be run, or fails: its first complaint in apt's form, else its last line.
+pub fn run(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
