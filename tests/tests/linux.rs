@@ -114,6 +114,12 @@ fn amd_every_device() -> Result<()> {
     tell(amd(), &["6.1/oracle-every-device", "7.2/oracle-every-device"])
 }
 
+/// Processes go from kernel to kernel with CRIU, and stay where they are when a file is missing.
+#[test]
+fn amd_carried() -> Result<()> {
+    tell(amd(), &["carried", "renamed"])
+}
+
 #[test]
 fn amd_our_own_guests_on_an_older_host() -> Result<()> {
     tell(amd().host("6.1"), &["bare"])

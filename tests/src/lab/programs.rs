@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Packages and programs.
-const FOR_GUESTS: [(&str, &str); 4] = [
+const FOR_GUESTS: [(&str, &str); 6] = [
     ("guest-kernels", "witness"),
     ("guest-kernels", "sockets"),
     ("guest-kernels", "vmm-image"),
+    ("guest-kernels", "workload"),
     ("agent", "vmm-agent"),
+    ("checkpoint", "vmm-checkpoint"),
 ];
 
 /// What runs in the lab, and in its guests.
@@ -20,7 +22,8 @@ pub(super) struct Programs {
     /// The monitor.
     pub(super) vmm: PathBuf,
     /// Programs for guests: one notices what a snapshot loses, one speaks through sockets, one writes
-    /// what an image kernel is for, one does what `vmm exec` asks.
+    /// what an image kernel is for, one holds on to all that a change of kernel could lose, one does what
+    /// `vmm exec` asks, and one takes processes off a kernel and puts them back.
     pub(super) for_guests: Vec<PathBuf>,
 }
 

@@ -1,0 +1,243 @@
+//! Stories of processes that are taken off one kernel and put back on another, with CRIU.
+//!
+//! In: kernels, a directory. Out: nothing, or what was lost. Holds: the workload itself looks at all that it holds on to, at each
+//! beat, and tells its peer, which is outside the guest and counts.
+
+use super::disks::run;
+use crate::bridge::{Bridge, GUEST, HOST};
+use crate::guests::Guest;
+use crate::vm::{LIMIT, TestVm, vmm};
+use anyhow::{Context, Result, bail, ensure};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+const MAC: &str = "02:00:00:00:00:07";
+/// Where the workload's peer listens.
+const PORT: u16 = 9000;
+
+/// The workload's peer: it sends back each line, and hands it on.
+pub(super) struct Peer {
+    lines: Receiver<Result<String>>,
+    last: u64,
+}
+
+impl Peer {
+    pub(super) fn listen() -> Result<Peer> {
+        let listener = TcpListener::bind((HOST, PORT))?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            let mut tell = |line| sender.send(Ok(line)).is_ok();
+            let ended = listener.accept().map_err(Into::into).and_then(|(stream, _)| echo(stream, &mut tell));
+            // Whoever waits for a line hears why there are no more.
+            let _ = sender.send(Err(ended.err().unwrap_or_else(|| anyhow::anyhow!("the workload hung up"))));
+        });
+        Ok(Peer { lines, last: 0 })
+    }
+
+    /// Three more beats on this kernel, none left out before them.
+    pub(super) fn hears(&mut self, kernel: &str) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        let mut there = 0;
+        while there < 3 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).context("no beat from the workload")??;
+            let (number, release) = beat(&line).with_context(|| format!("the workload says: {line}"))?;
+            ensure!(number == self.last + 1, "{line} follows beat {}", self.last);
+            self.last = number;
+            let here = release.starts_with(&format!("{kernel}."));
+            ensure!(here || there == 0, "another kernel than {kernel}: {line}");
+            there += u32::from(here);
+        }
+        Ok(())
+    }
+}
+
+fn echo(stream: TcpStream, tell: &mut dyn FnMut(String) -> bool) -> Result<()> {
+    let mut back = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        let line = line.context("the connection to the workload")?;
+        writeln!(back, "{line}")?;
+        if !tell(line) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The number and the kernel in `beat 7 kernel=6.1.0-50-cloud-amd64 pid=2 …`.
+fn beat(line: &str) -> Option<(u64, &str)> {
+    let (number, rest) = line.strip_prefix("beat ")?.split_once(" kernel=")?;
+    Some((number.parse().ok()?, rest.split(' ').next()?))
+}
+
+/// A guest with the workload in it, and the workload's peer.
+pub(super) struct Scene {
+    pub(super) vm: TestVm,
+    pub(super) peer: Peer,
+    _bridge: Bridge,
+}
+
+/// A guest whose root is the small Debian, in which nothing runs yet.
+pub(super) fn guest(version: &str) -> Guest {
+    Guest::linux(version, "").cmdline("system=vda")
+}
+
+impl Scene {
+    /// Boots this kernel and starts the workload.
+    pub(super) fn new(version: &str, dir: &Path) -> Result<Scene> {
+        let (persist, vsock) = (dir.join("persist"), dir.join("vsock"));
+        run(Command::new("/tools/bin/mke2fs").args(["-q", "-t", "ext4"]).arg(&persist).arg("128M"))?;
+        let bridge = Bridge::new("br0", &["tap0"])?;
+        let peer = Peer::listen()?;
+        let guest = guest(version)
+            .argument("--disk", "path=/guests/root,id=root,readonly=on")
+            .argument("--disk", &format!("path={},id=persist", persist.display()))
+            .argument("--net", &format!("tap0,mac={MAC}"))
+            .argument("--vsock", &vsock.display().to_string());
+        let mut vm = TestVm::start(&guest.run_args())?;
+        vm.wait_for("ready kernel=")?;
+        let mut scene = Scene { vm, peer, _bridge: bridge };
+        scene.checkpoint(&["attach", "--address", &format!("{GUEST}/24")])?;
+        scene.exec(&["cp", "/run/bin/workload", "/persist/"])?;
+        let peer = format!("{HOST}:{PORT}");
+        scene.checkpoint(&["start", "--", "/persist/workload", "/persist", &peer])?;
+        scene.peer.hears(version)?;
+        Ok(scene)
+    }
+
+    /// Runs `vmm-checkpoint` in the guest and returns what it says.
+    pub(super) fn checkpoint(&self, words: &[&str]) -> Result<String> {
+        self.exec(&[&["vmm-checkpoint"], words].concat())
+    }
+
+    /// Runs a command in the guest and returns what it says.
+    pub(super) fn exec(&self, command: &[&str]) -> Result<String> {
+        let socket = self.vm.socket().to_str().context("path")?;
+        let done = vmm([&["exec", "--api", socket, "--"], command].concat())?;
+        let complaint = String::from_utf8_lossy(&done.stderr);
+        if !done.status.success() {
+            bail!("{}: {}", command.join(" "), complaint.trim_end());
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).trim_end().to_owned())
+    }
+
+    /// The database is whole, and has a row for each beat.
+    pub(super) fn holds(&self) -> Result<()> {
+        let said =
+            self.exec(&["sqlite3", "/persist/db", "pragma integrity_check; select count(*) from t;"])?;
+        let (integrity, count) = said.split_once('\n').with_context(|| format!("sqlite3 says {said}"))?;
+        ensure!(integrity == "ok" && count.parse::<u64>()? >= self.peer.last, "sqlite3 says {said}");
+        Ok(())
+    }
+}
+
+/// The workload is carried from kernel to kernel, each booted on the same disks and network, step by step.
+///
+/// # Errors
+/// Something of the workload is lost, or a step fails.
+pub fn carried(versions: &[&str], dir: &Path) -> Result<()> {
+    let mut scene = Scene::new(versions[0], dir)?;
+    println!("  {}", scene.checkpoint(&["check"])?);
+    scene.checkpoint(&["dump"])?;
+    scene.checkpoint(&["resume"])?;
+    scene.peer.hears(versions[0]).context("after a dump that was for nothing")?;
+    for pair in versions.windows(2) {
+        carry(&mut scene, pair[0], pair[1]).with_context(|| format!("from {} to {}", pair[0], pair[1]))?;
+    }
+    scene.holds()
+}
+
+fn carry(scene: &mut Scene, from: &str, to: &str) -> Result<()> {
+    let before = scene.checkpoint(&["pre-dump"])?;
+    let dumped = scene.checkpoint(&["dump"])?;
+    let args = [guest(to).switch_args(), vec!["--share-disks".to_owned()]].concat();
+    scene.vm.ask("switch", &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    scene.vm.wait_for("ready kernel=")?;
+    scene.vm.ask("forget", &[&guest(from).word()])?;
+    scene.checkpoint(&["attach"])?;
+    let restored = scene.checkpoint(&["restore"])?;
+    println!("  {from} -> {to}: {before}; {dumped}; {restored}");
+    scene.peer.hears(to)
+}
+
+/// A file that the workload has open is renamed behind its back: the other kernel names it, and the first goes on as if nothing had
+/// been.
+///
+/// # Errors
+/// It is restored without the file, or nothing names it, or the first kernel doesn't go on.
+pub fn renamed(from: &str, to: &str, dir: &Path) -> Result<()> {
+    let mut scene = Scene::new(from, dir)?;
+    scene.checkpoint(&["dump"])?;
+    let args = [guest(to).switch_args(), vec!["--share-disks".to_owned(), "--trial".to_owned()]].concat();
+    scene.vm.ask("switch", &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    scene.vm.wait_for("ready kernel=")?;
+    scene.checkpoint(&["attach"])?;
+    scene.exec(&["mv", "/persist/beats", "/persist/other"])?;
+    let said = scene.checkpoint(&["restore", "--hold"]).err().context("it is restored")?.to_string();
+    println!("  {said}");
+    ensure!(said.lines().count() == 1 && said.contains("persist/beats"), "the file is not named: {said}");
+    scene.vm.ask("switch", &["--to", &guest(from).word()])?;
+    scene.checkpoint(&["resume"])?;
+    scene.peer.hears(from)?;
+    scene.holds()
+}
+
+/// Counts in a file of its tmpfs, and holds another open. Its number is one that no other guest has given away.
+const COUNT: &str = "echo 20000 > /proc/sys/kernel/ns_last_pid; \
+    setsid sh -c 'exec 3>/run/held; echo $$ > /tmp/pid; n=0; while sleep 0.1; do n=$((n + 1)); echo $n > /tmp/n; done' \
+    </dev/null >/dev/null 2>&1 & until [ -s /tmp/pid ]; do sleep 0.1; done; cat /tmp/pid";
+/// Where it is, once it has got somewhere. The file is empty for a moment at each step.
+const COUNTED: &str =
+    "until n=$(cat /tmp/n 2>/dev/null) && [ -n \"$n\" ] && [ $n -ge 5 ]; do sleep 0.05; done; echo $n";
+
+/// A process is written to a file and goes on in a second machine with another kernel, unless something is missing there or in
+/// its place, which is named.
+///
+/// # Errors
+/// It doesn't go on, or from elsewhere, or what is in the way is not named.
+pub fn moved(from: &str, to: &str, dir: &Path) -> Result<()> {
+    let file = dir.join("process").display().to_string();
+    let boot = |version: &str| -> Result<TestVm> {
+        let vsock = dir.join(version).display().to_string();
+        let guest = guest(version)
+            .argument("--disk", "path=/guests/root,id=root,readonly=on")
+            .argument("--vsock", &vsock);
+        let mut vm = TestVm::start(&guest.run_args())?;
+        vm.wait_for("ready kernel=")?;
+        Ok(vm)
+    };
+    let (one, two) = (boot(from)?, boot(to)?);
+    let pid = ask(&one, &["exec"], &["sh", "-c", COUNT])?;
+    let before: u64 = ask(&one, &["exec"], &["sh", "-c", COUNTED])?.parse()?;
+    ask(&one, &["checkpoint", "--pid", &pid], &[&file])?;
+    let fails = |vm, why: &str| -> Result<()> {
+        let said = ask(vm, &["restore-process"], &[&file]).err().context("it is restored")?.to_string();
+        println!("  {}", said.trim());
+        ensure!(said.contains(why) && said.trim().lines().count() == 1, "{why}: {said}");
+        Ok(())
+    };
+    fails(&two, "run/held")?;
+    ask(&two, &["exec"], &["touch", "/run/held"])?;
+    let restored = ask(&two, &["restore-process"], &[&file])?;
+    ensure!(restored == pid, "process {pid} is now {restored}");
+    let after: u64 = ask(&two, &["exec"], &["sh", "-c", COUNTED])?.parse()?;
+    println!("  process {pid} at {before} on {from}, at {after} on {to}");
+    ensure!(after > before, "it counts from the beginning");
+    fails(&two, &format!("process number {pid} is taken"))?;
+    fails(&one, &format!("process number {pid} is taken"))?;
+    let nobody = ask(&one, &["checkpoint", "--pid", "31000"], &[&file]).err().context("nobody is kept")?;
+    ensure!(nobody.to_string().contains("no process 31000"), "{nobody}");
+    Ok(())
+}
+
+/// A verb of `vmm` on this machine.
+fn ask(vm: &TestVm, verb: &[&str], words: &[&str]) -> Result<String> {
+    let socket = ["--api", vm.socket().to_str().context("path")?, "--"];
+    let done = vmm([verb, &socket, words].concat())?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Ok(String::from_utf8_lossy(&done.stdout).trim_end().to_owned())
+}
