@@ -10,6 +10,7 @@
 //! ```
 
 mod bochs;
+mod death;
 mod image;
 mod iso;
 pub mod microvm;
@@ -28,15 +29,12 @@ use session::{Ending, Machine};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::time::Duration;
 
 /// A lab runs this long unless it is told otherwise: one minute less than many CI systems give a silent job.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(540);
 /// The status of a command that reached its limit, as `timeout(1)` has it.
 pub const TIMED_OUT: u8 = 124;
-/// Lines of a dead machine's log that are shown.
-const LOG_TAIL: usize = 40;
 
 /// Which processor the lab emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,25 +180,27 @@ impl Lab {
         self
     }
 
-    /// Runs a shell command in the lab and returns what it printed.
+    /// Runs a shell command in the lab and returns what it printed. If the lab's own kernel dies of a fault of the emulated processor, that is
+    /// said on standard error, and the command is run once more from the start.
     ///
     /// # Errors
     /// The lab could not be built, or its machine died before the command ended. A command that fails or takes too long
     /// is no error.
     pub fn run(&self, command: &str) -> Result<LabResult> {
         let mut output = Vec::new();
-        let status = self.run_to(command, &mut output)?;
+        let status = self.run_to(command, &mut output, |printed| printed.clear())?;
         let output = String::from_utf8_lossy(&output).into_owned();
         Ok(LabResult { status: status.unwrap_or(TIMED_OUT), output, timed_out: status.is_none() })
     }
 
     /// Runs a shell command in the lab, passes on what it prints as it comes, byte for byte, and returns its status. A
-    /// command that reaches the limit is announced on standard error.
+    /// command that reaches the limit is announced on standard error. One that is run once more, as by [`Lab::run`], has its output passed on
+    /// once more too, after what it had printed before.
     ///
     /// # Errors
     /// As [`Lab::run`], or `output` fails.
     pub fn stream(&self, command: &str, output: &mut dyn Write) -> Result<u8> {
-        let status = self.run_to(command, output)?;
+        let status = self.run_to(command, output, |_| ())?;
         Ok(status.unwrap_or_else(|| self.timed_out()))
     }
 
@@ -220,12 +220,24 @@ impl Lab {
         Ok(setup.status(ending)?.unwrap_or_else(|| self.timed_out()))
     }
 
-    /// The status, or `None` when the limit came first.
-    fn run_to(&self, command: &str, output: &mut dyn Write) -> Result<Option<u8>> {
-        let (setup, token) = self.setup(Some(command))?;
+    /// The status, or `None` when the limit came first. A machine that dies of a fault of its own is started once more: emulated
+    /// processors have faults, seldom met twice. `again` is told before that.
+    fn run_to<W: Write>(&self, command: &str, mut output: W, again: fn(&mut W)) -> Result<Option<u8>> {
+        let (mut setup, token) = self.setup(Some(command))?;
         let _turn = turn::Turn::wait();
-        let machine = self.lane.start(&setup)?;
-        setup.status(session::follow(machine, &token, self.limit, output)?)
+        let attempt = |setup: &Setup, output: &mut W| {
+            let machine = self.lane.start(setup)?;
+            session::follow(machine, &token, self.limit, output)
+        };
+        let ending = attempt(&setup, &mut output)?;
+        let Some(fault) = setup.fault(ending)? else { return setup.status(ending) };
+        eprintln!(
+            "lab: its own machine died, which no command can bring about ({fault}); once more from the start"
+        );
+        setup.log = new_log()?;
+        again(&mut output);
+        let ending = attempt(&setup, &mut output)?;
+        setup.status(ending)
     }
 
     fn timed_out(&self) -> u8 {
@@ -249,7 +261,7 @@ impl Lab {
             extra: self.extra.as_deref(),
         };
         let initramfs = contents.initramfs()?;
-        let log = tempfile::tempfile().context("cannot make a file for the lab's log")?;
+        let log = new_log()?;
         let kernels = image::disk()?;
         Ok((Setup { kernel, initramfs, kernels, log, interactive: command.is_none() }, token))
     }
@@ -262,20 +274,25 @@ impl Setup {
             Ending::Exited(status) => Ok(Some(status)),
             Ending::TimedOut => Ok(None),
             Ending::Died(emulator) => {
-                let log = std::fs::read(open_path(&self.log)).context("cannot read the lab's log")?;
-                bail!("{}", post_mortem(emulator, &String::from_utf8_lossy(&log)));
+                bail!("{}", death::post_mortem(emulator, &self.log()?));
             }
         }
     }
+
+    /// The fault that a machine of its own has died of.
+    fn fault(&self, ending: Ending) -> Result<Option<String>> {
+        let Ending::Died(emulator) = ending else { return Ok(None) };
+        Ok(death::fault(emulator, &self.log()?).map(str::to_owned))
+    }
+
+    fn log(&self) -> Result<String> {
+        let log = std::fs::read(open_path(&self.log)).context("cannot read the lab's log")?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
 }
 
-/// Why a machine died, in one line, and the last lines of its log.
-fn post_mortem(emulator: ExitStatus, log: &str) -> String {
-    let lines: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let panic = lines.iter().find_map(|line| Some(&line[line.find("Kernel panic")?..]));
-    let reason = panic.map_or(format!("its emulator ended with {emulator}"), |panic| format!("\"{panic}\""));
-    let tail = lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n");
-    format!("the lab died before the command ended: {reason}; the end of its log:\n{tail}")
+fn new_log() -> Result<File> {
+    tempfile::tempfile().context("cannot make a file for the lab's log")
 }
 
 /// A path by which another process opens a file of this one that has no name.
@@ -287,24 +304,6 @@ fn open_path(file: &File) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
-
-    #[test]
-    fn a_post_mortem_names_the_panic_and_ends_with_the_log() {
-        let log = "[ 1.0] up\r\n\r\n[ 2.0] Kernel panic - not syncing: why\r\n[ 2.1] trace\r\n";
-        let text = post_mortem(ExitStatus::from_raw(0), log);
-        let first = text.lines().next().unwrap();
-        assert!(first.contains(": \"Kernel panic - not syncing: why\";"), "{first}");
-        assert!(text.ends_with("\n[ 2.1] trace"), "{text}");
-    }
-
-    #[test]
-    fn a_post_mortem_without_a_panic_names_the_emulator_and_is_short() {
-        let log: String = (0..1000).map(|n| format!("line {n}\n")).collect();
-        let text = post_mortem(ExitStatus::from_raw(1 << 8), &log);
-        assert!(text.contains("exit status: 1") && text.ends_with("line 999"), "{text}");
-        assert_eq!(text.lines().count(), 1 + LOG_TAIL);
-    }
 
     #[test]
     fn an_unknown_lane_is_refused() {
