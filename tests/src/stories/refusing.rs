@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a refusal may take, on a busy machine.
-const SOON: Duration = Duration::from_secs(5);
+/// What a refusal may take, on a busy machine with an emulated processor: for some of them all of a snapshot is read.
+const SOON: Duration = Duration::from_secs(30);
 
 /// `vmm` with these arguments.
 pub fn vmm_with<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
