@@ -11,6 +11,7 @@ pub use kernels::{
     SwitchRequest, SwitchSummary,
 };
 
+use crate::progress::SavedSoFar;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use std::sync::mpsc::Sender;
 pub enum Command {
     /// What the machine is, and whether it runs.
     Status,
+    /// How far the snapshot that is being written has got.
+    Progress,
     /// Stop the vCPUs, keeping everything. No error if they are stopped.
     Pause,
     /// Let the vCPUs run. No error if they run.
@@ -125,6 +128,8 @@ pub enum Then {
 pub enum Reply {
     /// To [`Command::Status`].
     Status(Status),
+    /// To [`Command::Progress`].
+    Progress(SavedSoFar),
     /// It is done, and there is no more to say.
     Done,
     /// To [`Command::Snapshot`] and [`Command::Dump`].
@@ -333,10 +338,12 @@ pub enum Operation {
     Prepare,
     /// [`Command::Accept`]
     Accept,
+    /// [`Command::Progress`]
+    Progress,
 }
 
 /// Every route: method, path, operation. Named as Cloud Hypervisor's are.
-pub const ENDPOINTS: [(&str, &str, Operation); 12] = [
+pub const ENDPOINTS: [(&str, &str, Operation); 13] = [
     ("GET", "/api/v1/vm.info", Operation::Status),
     ("PUT", "/api/v1/vm.pause", Operation::Pause),
     ("PUT", "/api/v1/vm.resume", Operation::Resume),
@@ -349,6 +356,7 @@ pub const ENDPOINTS: [(&str, &str, Operation); 12] = [
     ("PUT", "/api/v1/vm.forget", Operation::Forget),
     ("PUT", "/api/v1/vm.prepare", Operation::Prepare),
     ("PUT", "/api/v1/vm.accept", Operation::Accept),
+    ("GET", "/api/v1/vm.progress", Operation::Progress),
 ];
 
 /// The body of every answer with a status of 400 or above.
@@ -383,6 +391,7 @@ pub fn command(method: &str, path: &str, body: &[u8]) -> Result<Command, ApiErro
         Operation::Accept => empty().map(|()| Command::Accept)?,
         Operation::Kernels => empty().map(|()| Command::Kernels)?,
         Operation::Status => empty().map(|()| Command::Status)?,
+        Operation::Progress => empty().map(|()| Command::Progress)?,
         Operation::Pause => empty().map(|()| Command::Pause)?,
         Operation::Resume => empty().map(|()| Command::Resume)?,
         Operation::Stop => Command::Stop(stop_request(body)?),
@@ -441,6 +450,7 @@ fn parsed<T: serde::de::DeserializeOwned>(body: &[u8], what: &str) -> Result<T, 
 pub fn request(command: &Command) -> Result<(&'static str, &'static str, Vec<u8>), serde_json::Error> {
     let (operation, body) = match command {
         Command::Status => (Operation::Status, Vec::new()),
+        Command::Progress => (Operation::Progress, Vec::new()),
         Command::Pause => (Operation::Pause, Vec::new()),
         Command::Resume => (Operation::Resume, Vec::new()),
         Command::Stop(request) => (Operation::Stop, serde_json::to_vec(request)?),
@@ -462,6 +472,7 @@ pub fn response(result: &Result<Reply, ApiError>) -> (u16, Vec<u8>) {
     let (status, body) = match result {
         Ok(Reply::Done) => return (204, Vec::new()),
         Ok(Reply::Status(status)) => (200, serde_json::to_vec(status)),
+        Ok(Reply::Progress(saved)) => (200, serde_json::to_vec(saved)),
         Ok(Reply::Snapshot(summary)) => (200, serde_json::to_vec(summary)),
         Ok(Reply::Switched(summary)) => (200, serde_json::to_vec(summary)),
         Ok(Reply::Kernels(list)) => (200, serde_json::to_vec(list)),

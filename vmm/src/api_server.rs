@@ -12,6 +12,7 @@
 
 use crate::api::{self, ApiCall, ApiError, Command, Reply};
 use crate::http::{Connection, HttpError, Request};
+use crate::progress::Progress;
 use crate::socket_file::{SocketError, SocketFile};
 use std::collections::HashMap;
 use std::io;
@@ -50,6 +51,7 @@ pub struct ApiServer {
 struct Shared {
     calls: Mutex<Sender<ApiCall>>,
     wake: EventFd,
+    progress: Progress,
     ending: AtomicBool,
     /// A handle of each connection, by which its silence can be ended.
     open: Mutex<HashMap<u64, UnixStream>>,
@@ -67,6 +69,7 @@ impl ApiServer {
         let shared = Arc::new(Shared {
             calls: Mutex::new(calls),
             wake,
+            progress: Progress::default(),
             ending: AtomicBool::new(false),
             open: Mutex::default(),
             closed_one: Condvar::new(),
@@ -74,6 +77,11 @@ impl ApiServer {
         let accepting = (listener.try_clone().map_err(refused)?, shared.clone());
         spawn("api", move || accept(&accepting.0, &accepting.1)).map_err(refused)?;
         Ok(Self { file: Some(file), listener, shared })
+    }
+
+    /// Where it looks when it is asked how far a snapshot has got, which is no call for the machine's loop.
+    pub fn progress(&self) -> Progress {
+        self.shared.progress.clone()
     }
 }
 
@@ -178,7 +186,10 @@ fn serve(stream: UnixStream, shared: &Shared) -> io::Result<()> {
 }
 
 fn answer(request: &Request, shared: &Shared) -> Result<Reply, ApiError> {
-    shared.call(api::command(&request.method, &request.path, &request.body)?)
+    match api::command(&request.method, &request.path, &request.body)? {
+        Command::Progress => Ok(Reply::Progress(shared.progress.now())),
+        command => shared.call(command),
+    }
 }
 
 #[cfg(test)]

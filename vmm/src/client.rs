@@ -9,6 +9,7 @@ use crate::api::{
 };
 use crate::disk::DiskCare;
 use crate::http::{Connection, HttpError, Response};
+use crate::progress::SavedSoFar;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -189,6 +190,7 @@ fn reply(socket: &Path, command: &Command, response: &Response) -> Result<Reply,
         (200, Command::Status) => parse::<Status>(response).map(Reply::Status).map_err(strange),
         (200, Command::Switch(_)) => parse::<SwitchSummary>(response).map(Reply::Switched).map_err(strange),
         (200, Command::Prepare(_)) => parse::<KernelStatus>(response).map(Reply::Prepared).map_err(strange),
+        (200, Command::Progress) => parse::<SavedSoFar>(response).map(Reply::Progress).map_err(strange),
         (200, Command::Accept) => parse::<Acceptance>(response).map(Reply::Accepted).map_err(strange),
         (200, Command::Kernels) => parse::<KernelList>(response).map(Reply::Kernels).map_err(strange),
         (200, _) => parse::<SnapshotSummary>(response).map(Reply::Snapshot).map_err(strange),
@@ -207,6 +209,7 @@ fn done_word(command: &Command) -> &'static str {
         Command::Forget(_) => "forgotten",
         Command::Prepare(_) => "booted",
         Command::Accept => "accepted",
+        Command::Progress => "told",
         Command::Pause => "paused",
         Command::Resume => "resumed",
         Command::Snapshot(_) | Command::Dump(_) => "written",
@@ -223,6 +226,7 @@ fn as_json(reply: &Reply, command: &Command) -> String {
         Reply::Kernels(list) => serde_json::to_string(list),
         Reply::Prepared(kernel) => serde_json::to_string(kernel),
         Reply::Accepted(acceptance) => serde_json::to_string(acceptance),
+        Reply::Progress(saved) => serde_json::to_string(saved),
         Reply::Done => serde_json::to_string(&serde_json::json!({ "done": done_word(command) })),
     };
     // All of it came from JSON.
@@ -240,6 +244,7 @@ fn as_text(reply: &Reply, command: &Command) -> String {
         Reply::Kernels(list) => list.to_string(),
         Reply::Prepared(kernel) => kernel.to_string(),
         Reply::Accepted(acceptance) => acceptance.to_string(),
+        Reply::Progress(saved) => format!("{} of {}", saved.done_bytes, saved.total_bytes),
         Reply::Done => done_word(command).into(),
     }
 }

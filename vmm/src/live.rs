@@ -23,20 +23,21 @@ pub struct LiveSnapshot {
 }
 
 impl LiveSnapshot {
-    /// Begins to write it; `done` hears how that ended.
+    /// Begins to write it; `progress` hears how far it is, as in [`snapshot::write`], and `done` how that ended.
     ///
     /// # Errors
     /// The host has no thread to give. Nobody is told then but the caller.
     pub fn begin(
         frozen: Frozen,
         path: &Path,
+        mut progress: impl FnMut(u64, u64) + Send + 'static,
         done: impl FnOnce(Result<Summary, SaveError>) + Send + 'static,
     ) -> io::Result<Self> {
         let [cancelled, written] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
         let (stop, mark) = (cancelled.clone(), written.clone());
         let write = move || {
             let ram = frozen.running_ram();
-            let result = frozen.write(&stop);
+            let result = frozen.write(&stop, &mut progress);
             mark.store(true, Ordering::SeqCst);
             done(result);
             ram.rejoin(&|| !stop.load(Ordering::SeqCst));

@@ -32,7 +32,10 @@ use vmm::signals::{self, EndSignals};
 use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
-use vmm::{archive, ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, start, vm};
+use vmm::{
+    archive, ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, saving_bar, start,
+    vm,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
@@ -170,7 +173,8 @@ fn serve(care: &Care) -> Result<(Option<ApiServer>, Option<Calls>)> {
     let event = event()?;
     let wake = event.try_clone().context("cannot share an event")?;
     let server = ApiServer::start(path, sender, wake)?;
-    Ok((Some(server), Some(Calls { receiver, event })))
+    let progress = server.progress();
+    Ok((Some(server), Some(Calls { receiver, event, progress })))
 }
 
 fn event() -> Result<EventFd> {
@@ -222,11 +226,15 @@ fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
     let others = (args.parent.as_deref(), args.key.as_deref());
     let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, others);
+    let api = &args.remote.api;
     if args.compress.is_none() {
-        return ask(&args.remote, &verb(&args.file)?);
+        let (verb, mut said) = (verb(&args.file)?, Vec::new());
+        saving_bar::beside(api, || client::run(api, &verb, args.remote.json, &mut said))?;
+        return print(String::from_utf8_lossy(&said).trim_end());
     }
     let unpacked = Temporary::beside(&args.file)?;
-    client::call(&args.remote.api, &verb(unpacked.path())?)?;
+    let verb = verb(unpacked.path())?;
+    saving_bar::beside(api, || client::call(api, &verb))?;
     pack(unpacked.path(), &args.file, args.remote.json)
         .or_else(|error| not_packed(error, unpacked, &args.file))
 }

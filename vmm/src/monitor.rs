@@ -18,6 +18,7 @@ use crate::load;
 use crate::machine::PausedMachine;
 use crate::outcome::Outcome;
 use crate::panic_dump::OnPanic;
+use crate::progress::Progress;
 use crate::run_loop::Stop;
 use crate::save::{SaveError, Wish};
 use crate::signals::EndSignals;
@@ -42,6 +43,8 @@ pub struct Calls {
     pub receiver: Receiver<ApiCall>,
     /// Written after each is sent.
     pub event: EventFd,
+    /// Where the server looks when it is asked how far a snapshot has got.
+    pub progress: Progress,
 }
 
 /// What the main thread listens to besides the machine.
@@ -245,6 +248,7 @@ impl Monitor {
     fn answer(&mut self, command: Command) -> Result<Reply, ApiError> {
         match command {
             Command::Status => return Ok(Reply::Status(self.status())),
+            Command::Progress => return Ok(Reply::Progress(self.progress().now())),
             Command::Pause => self.kernels.machine().pause().keep(),
             Command::Resume => self.kernels.machine().resume(),
             Command::Stop(request) if request.all => self.end(Outcome::Stopped),
@@ -295,6 +299,7 @@ impl Monitor {
         self.expect_no_live()?;
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let wish = wish(&request)?;
+        let [progress, ended] = [self.progress(), self.progress()];
         if let Some(last) = self.live.take() {
             last.cancel();
         }
@@ -313,12 +318,20 @@ impl Monitor {
         let pause = (!machine.is_paused()).then(|| started.elapsed());
         let path = request.path.clone();
         let done = move |saved: Result<Summary, SaveError>| {
+            ended.end();
             let answer = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)));
             let _ = reply
                 .send(answer.map(|saved| Reply::Snapshot(summary(path, &saved, pause, started.elapsed()))));
         };
-        self.live = Some(LiveSnapshot::begin(frozen, &request.path, done).map_err(|error| failed(&error))?);
+        let progress = move |done, total| progress.note(done, total);
+        let begun = LiveSnapshot::begin(frozen, &request.path, progress, done);
+        self.live = Some(begun.map_err(|error| failed(&error))?);
         Ok(())
+    }
+
+    /// Where what a snapshot has done is noted; nobody looks there without an API.
+    fn progress(&self) -> Progress {
+        self.inputs.calls.as_ref().map_or_else(Progress::default, |calls| calls.progress.clone())
     }
 
     fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotSummary, ApiError> {
@@ -326,8 +339,12 @@ impl Monitor {
             return self.snapshot_beside(name, request.path);
         }
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
-        let wish = wish(&request)?;
-        self.write(request.path, request.then, |paused, _| paused.save(wish, &mut |_, _| {}))
+        let (wish, progress) = (wish(&request)?, self.progress());
+        self.write(request.path, request.then, |paused, _| {
+            let saved = paused.save(wish, &mut |done, total| progress.note(done, total));
+            progress.end();
+            saved
+        })
     }
 
     /// The guest does afterwards what it did before.

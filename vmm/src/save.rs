@@ -250,13 +250,17 @@ impl Frozen {
         self.running.clone()
     }
 
-    /// Writes it, unless `cancelled` is set meanwhile.
+    /// Writes it, unless `cancelled` is set meanwhile; `progress` as in [`PausedMachine::save`].
     ///
     /// # Errors
     /// See [`SaveError`].
-    pub fn write(self, cancelled: &AtomicBool) -> Result<Summary, SaveError> {
+    pub fn write(
+        self,
+        cancelled: &AtomicBool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Summary, SaveError> {
         self.ram.yield_first();
-        self.taken.write(&Reading { ram: &self.ram, cancelled }, &mut |_, _| {})
+        self.taken.write(&Reading { ram: &self.ram, cancelled }, progress)
     }
 }
 

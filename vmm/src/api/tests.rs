@@ -200,6 +200,7 @@ fn a_command_survives_the_way_through_http() {
         prepare,
         Command::Accept,
         Command::Status,
+        Command::Progress,
         Command::Pause,
         Command::Resume,
         Command::Kernels,

@@ -4,6 +4,7 @@ use super::*;
 use crate::api::{KernelList, RunState, SnapshotSummary, Status, StopRequest, Then};
 use crate::client::{self, ClientError};
 use crate::disk::DiskCare;
+use crate::progress::SavedSoFar;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
@@ -61,6 +62,7 @@ fn play_machine(served: Served) {
 fn act(state: &mut RunState, command: Command) -> Result<Reply, ApiError> {
     match command {
         Command::Status => return Ok(Reply::Status(status(*state))),
+        Command::Progress => unreachable!("the server answers it"),
         Command::Pause => *state = RunState::Paused,
         Command::Resume => *state = RunState::Running,
         Command::Kernels => return Ok(Reply::Kernels(KernelList { kernels: Vec::new() })),
@@ -256,4 +258,16 @@ fn another_kind_of_server_is_not_believed() {
     let error = client::call(&socket, &Command::Status).unwrap_err();
     assert!(matches!(error, ClientError::NotTheApi { .. }), "{error}");
     other.join().unwrap();
+}
+
+#[test]
+fn progress_is_told_while_the_machine_is_busy() {
+    // Nobody takes calls.
+    let served = served();
+    let asked = || client::call(&served.socket, &Command::Progress).unwrap();
+    assert_eq!(asked(), Reply::Progress(SavedSoFar::default()));
+    served.server.progress().note(3 << 20, 8 << 20);
+    assert_eq!(asked(), Reply::Progress(SavedSoFar { done_bytes: 3 << 20, total_bytes: 8 << 20 }));
+    served.server.progress().end();
+    assert_eq!(asked(), Reply::Progress(SavedSoFar::default()));
 }
