@@ -10,32 +10,33 @@
 # Out: one line `ready kernel=R boot_id=U cpus=N`, then `tick N` about five times a second, and `input LINE` for each line
 # typed on the console. Holds: it never ends, since the kernel panics when init does.
 
-if [ -z "$in_system" ]; then
-export PATH=/tools/bin:/bin:/sbin HOME=/root
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /tmp
-ip link set lo up
-hostname guest
+set_up() {
+	export PATH=/tools/bin:/bin:/sbin HOME=/root
+	mount -t proc proc /proc
+	mount -t sysfs sysfs /sys
+	mount -t devtmpfs devtmpfs /dev
+	mount -t tmpfs tmpfs /tmp
+	ip link set lo up
+	hostname guest
 
-# Binds to the ACPI device QEMU0001 if the machine has one; a kernel's panic is then told through it.
-modprobe pvpanic_mmio
+	# Binds to the ACPI device QEMU0001 if the machine has one; a kernel's panic is then told through it.
+	modprobe pvpanic_mmio
 
-# An absent device costs nothing: virtio_mmio is asked for if ACPI knows such a device, and then each device's own driver.
-if [ -e /sys/bus/acpi/devices/LNRO0005:00 ]; then
-	modprobe virtio_mmio
-	# shellcheck disable=SC2046 # One word for each device. What is built in, modprobe does not know.
-	modprobe -qa $(cat /sys/bus/virtio/devices/*/modalias)
-fi
-if [ -n "$modules" ]; then
-	# shellcheck disable=SC2046 # One word for each module.
-	modprobe -a $(echo "$modules" | tr , ' ')
-fi
+	# An absent device costs nothing: virtio_mmio is asked for if ACPI knows such a device, and then each device's own driver.
+	if [ -e /sys/bus/acpi/devices/LNRO0005:00 ]; then
+		modprobe virtio_mmio
+		# shellcheck disable=SC2046 # One word for each device. What is built in, modprobe does not know.
+		modprobe -qa $(cat /sys/bus/virtio/devices/*/modalias)
+	fi
+	if [ -n "$modules" ]; then
+		# shellcheck disable=SC2046 # One word for each module.
+		modprobe -a $(echo "$modules" | tr , ' ')
+	fi
+}
 
 # The system is an ext4 image that is the same whatever the kernel: what belongs to the kernel goes along in memory, and this
 # script goes on there as the first program.
-if [ -n "$system" ]; then
+enter_system() {
 	modprobe -a nf_tables nft_ct inet_diag tcp_diag udp_diag unix_diag netlink_diag af_packet_diag
 	mount -t ext4 -o ro "/dev/$system" /mnt
 	mount -t tmpfs tmpfs /mnt/run
@@ -54,10 +55,15 @@ if [ -n "$system" ]; then
 	mount -t devpts devpts /mnt/dev/pts
 	export in_system=1
 	exec switch_root /mnt /run/init
-fi
-fi
+}
+
 if [ -n "$in_system" ]; then
 	export PATH=/run/bin:/usr/sbin:/usr/bin
+else
+	set_up
+	if [ -n "$system" ]; then
+		enter_system
+	fi
 fi
 
 if [ -n "$tools" ]; then
@@ -65,7 +71,7 @@ if [ -n "$tools" ]; then
 fi
 
 # The host's hand in this guest, if there is a way in. Its first line, or its end, is waited for.
-if [ -e /dev/vsock ] && [ -x /bin/vmm-agent ]; then
+if [ -e /dev/vsock ] && command -v vmm-agent >/dev/null; then
 	mkfifo /run/vmm-agent
 	vmm-agent </dev/null >/run/vmm-agent &
 	read -r _ </run/vmm-agent

@@ -16,18 +16,19 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 const MAC: &str = "02:00:00:00:00:07";
-/// Where the workload's peer listens.
-const PORT: u16 = 9000;
 
 /// The workload's peer: it sends back each line, and hands it on.
 pub(super) struct Peer {
+    /// Where it listens. Any other than the last story's, which may still be waited on.
+    port: u16,
     lines: Receiver<Result<String>>,
     last: u64,
 }
 
 impl Peer {
     pub(super) fn listen() -> Result<Peer> {
-        let listener = TcpListener::bind((HOST, PORT))?;
+        let listener = TcpListener::bind((HOST, 0))?;
+        let port = listener.local_addr()?.port();
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             let mut tell = |line| sender.send(Ok(line)).is_ok();
@@ -35,7 +36,7 @@ impl Peer {
             // Whoever waits for a line hears why there are no more.
             let _ = sender.send(Err(ended.err().unwrap_or_else(|| anyhow::anyhow!("the workload hung up"))));
         });
-        Ok(Peer { lines, last: 0 })
+        Ok(Peer { port, lines, last: 0 })
     }
 
     /// Three more beats on this kernel, none left out before them.
@@ -103,7 +104,7 @@ impl Scene {
         let mut scene = Scene { vm, peer, _bridge: bridge };
         scene.checkpoint(&["attach", "--address", &format!("{GUEST}/24")])?;
         scene.exec(&["cp", "/run/bin/workload", "/persist/"])?;
-        let peer = format!("{HOST}:{PORT}");
+        let peer = format!("{HOST}:{}", scene.peer.port);
         scene.checkpoint(&["start", "--", "/persist/workload", "/persist", &peer])?;
         scene.peer.hears(version)?;
         Ok(scene)
