@@ -7,6 +7,7 @@
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Where fetched and built files are kept: `$VMM_CACHE`, else `$XDG_CACHE_HOME/vmm`, else `$HOME/.cache/vmm`. It is
 /// created if need be.
@@ -58,6 +59,26 @@ pub fn publish(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()>
     fs::rename(&unfinished, dir).with_context(|| format!("cannot publish {}", dir.display()))
 }
 
+/// Notes that `dir`, if it is there, is in use: its time of modification is now.
+pub(crate) fn touch(dir: &Path) {
+    // Who can't note it has it made anew some day.
+    let _ = File::open(dir).and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// Removes the directories beside `dir` whose names begin with `prefix` and that nobody has touched for so long.
+pub(crate) fn prune(dir: &Path, prefix: &str, unused: Duration) -> Result<()> {
+    let place = dir.parent().context("a cache entry needs a place")?;
+    for entry in fs::read_dir(place).with_context(|| format!("cannot read {}", place.display()))? {
+        let entry = entry?;
+        let modified = entry.metadata().and_then(|about| about.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok()).unwrap_or_default();
+        if age > unused && entry.file_name().to_string_lossy().starts_with(prefix) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a directory with all that is in it, if it is there.
 pub(crate) fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
@@ -65,5 +86,30 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
             Err(e).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_has_asked_for_goes_and_nothing_else() {
+        let place = std::env::temp_dir().join(format!("vmm-cache-test-{}", std::process::id()));
+        let month = Duration::from_secs(30 * 86_400);
+        for name in ["made-old", "made-new", "other-old", "made-touched"] {
+            create_dir(&place.join(name)).unwrap();
+            let old = SystemTime::now() - month - Duration::from_secs(60);
+            let then = if name == "made-new" { SystemTime::now() } else { old };
+            File::open(place.join(name)).unwrap().set_modified(then).unwrap();
+        }
+        touch(&place.join("made-touched"));
+        prune(&place.join("made-new"), "made-", month).unwrap();
+        let left: Vec<_> = ["made-old", "made-new", "other-old", "made-touched"]
+            .into_iter()
+            .filter(|name| place.join(name).exists())
+            .collect();
+        remove(&place).unwrap();
+        assert_eq!(left, ["made-new", "other-old", "made-touched"]);
     }
 }

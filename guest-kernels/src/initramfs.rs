@@ -18,12 +18,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
 const SYMLINK: u32 = 0o120_000;
 /// The type bits of a character device's mode, `S_IFCHR`.
 pub const CHARACTER_DEVICE: u32 = 0o020_000;
+
+/// What the names of archives in the cache begin with.
+const PREFIX: &str = "initramfs-";
+/// After this time an archive that nobody asks for is removed: each change of a program that is in one makes others.
+const UNUSED: Duration = Duration::from_secs(30 * 86_400);
 
 /// The pieces of an initramfs; every path is relative to its root, with or without a leading slash.
 #[derive(Clone, Debug, Default)]
@@ -172,7 +178,7 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Writes the archive into the cache under its own digest and returns its path.
+    /// Writes the archive into the cache under its own digest and returns its path. Others that nobody has asked for in 30 days go.
     ///
     /// # Errors
     /// As [`Initramfs::write_to`], or the cache can't be written.
@@ -180,10 +186,12 @@ impl Initramfs {
         let mut archive = Vec::new();
         self.write_to(&mut archive)?;
         let digest = stock::hex(&Sha256::digest(&archive));
-        let dir = cache::cache_dir()?.join(format!("initramfs-{}", &digest[..16]));
+        let dir = cache::cache_dir()?.join(format!("{PREFIX}{}", &digest[..16]));
+        cache::touch(&dir);
         cache::publish(&dir, |dir| {
             fs::write(dir.join("initrd"), &archive).with_context(|| format!("cannot write {}", dir.display()))
         })?;
+        cache::prune(&dir, PREFIX, UNUSED)?;
         Ok(dir.join("initrd"))
     }
 
