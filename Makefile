@@ -7,7 +7,7 @@
 #   make fuzz                    hostile snapshots, chains and archives for the reader, 10 million each unless RUNS says otherwise; needs g++
 #   make check                   format, lints, documentation, unit tests
 #   make bench                   restores beside what KVM alone costs, on this machine's KVM; switches, the restore stub, and disks and networks
-#                                beside QEMU's, in the lab
+#                                beside QEMU's, snapshots beside its migration to a file, in the lab
 #   make lab RUN='vmm doctor'    a shell command in a machine with a real /dev/kvm; without RUN a shell
 #     HOST=6.1|6.12|7.2          the lab's own kernel: 6.12 unless given, 6.1 with LANE=intel
 #     LANE=amd|intel             its processor

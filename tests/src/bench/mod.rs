@@ -8,6 +8,7 @@ mod clones;
 mod cold;
 mod lab;
 mod live;
+mod qemu;
 mod report;
 mod restores;
 mod switches;
@@ -15,7 +16,7 @@ mod writing;
 
 pub use clones::clones;
 pub use cold::cold;
-pub use lab::{in_the_lab, inside};
+pub use lab::{in_the_lab, inside, qemu_inside};
 pub use live::live;
 pub use report::{Goal, Report, Row};
 pub use restores::{Subject, restores};

@@ -1,6 +1,6 @@
 //! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: `here`, or of that only `restores` or `saves`, `lab`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
+//! In: `here`, or of that only `restores` or `saves`; `lab`, `qemu`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
 //! and its floor are measured by turns in one run.
 
 use anyhow::{Context, Result, bail};
@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vmm_tests::bench::{
-    Report, Row, Subject, clones, cold, in_the_lab, incremental, inside, live, restores, two_sizes, whole,
+    Report, Row, Subject, clones, cold, in_the_lab, incremental, inside, live, qemu_inside, restores,
+    two_sizes, whole,
 };
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
@@ -33,19 +34,30 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| show(in_the_lab(LAB_ROUNDS)?, "lab")),
+        [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| lab()).and_then(|()| qemu()),
         ["restores"] => show(part("restoring", restored)?, "restores"),
         ["saves"] => show(part("saving", saved)?, "saves"),
         ["here"] => show(here()?, "here").and_then(|()| stub()),
-        ["lab"] => show(in_the_lab(LAB_ROUNDS)?, "lab"),
+        ["lab"] => lab(),
+        ["qemu"] => qemu(),
+        ["inside", "qemu"] => qemu_inside(),
         ["inside", rounds] => inside(rounds.parse().context("a number of rounds")?),
-        other => bail!("{other:?}: expected `here`, `restores`, `saves`, `lab`, or nothing for all"),
+        other => bail!("{other:?}: expected `here`, `restores`, `saves`, `lab`, `qemu`, or nothing for all"),
     }
 }
 
 fn show(report: Report, name: &str) -> Result<()> {
     println!("{}\n", report.table());
     report.write(Path::new(DIR), name)
+}
+
+fn lab() -> Result<()> {
+    show(in_the_lab(&LAB_ROUNDS.to_string())?, "lab")
+}
+
+/// Another lab, which has little else to do.
+fn qemu() -> Result<()> {
+    show(in_the_lab("qemu")?, "qemu")
 }
 
 fn stub() -> Result<()> {
