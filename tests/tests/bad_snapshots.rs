@@ -136,7 +136,12 @@ fn restored_with_a_byte_of_ram_flipped() -> Result<()> {
     }
     let clones = saved.dir.path().join("clones");
     let clones = ["restore", path, "-n", "2", "--api-dir", clones.to_str().context("path")?];
-    refused(vmm_with(clones), 1, &[&["the clones cannot go on"], &words[..]].concat())?;
+    // Before that, on a busy machine, it has told what memory the clones take.
+    let output = vmm(clones)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = said.lines().last().unwrap_or_default();
+    let told = last.contains("the clones cannot go on") && words.iter().all(|word| last.contains(word));
+    ensure!(told && output.status.code() == Some(1), "{}: {said}", output.status);
     let mut vm = TestVm::restore_with(&saved.path, &["--verify", "none"])?;
     (0..3).try_for_each(|_| vm.wait_for("tick ").map(drop))?;
     vm.ask("stop", &[])?;

@@ -3,7 +3,7 @@
 //! In: bytes that were snapshots once. Out: the same with CRCs that are right again, so that what is behind them is reached. Holds:
 //! nobody asks for more memory than 32 MiB at once.
 
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 use snapshot::Manifest;
 use std::alloc::{GlobalAlloc, Layout, System};
