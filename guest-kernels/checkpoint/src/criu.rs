@@ -176,7 +176,10 @@ fn run(criu: &mut Command, images: &Images) -> Result<()> {
     let complaint = String::from_utf8_lossy(&said.stderr);
     match reason(&log).or_else(|| reason(&complaint)) {
         Some(reason) => bail!("criu {verb}: {reason}"),
-        None => bail!("criu {verb}: {}: {}", said.status, complaint.lines().last().unwrap_or_default()),
+        None => {
+            let last = log.lines().chain(complaint.lines()).rfind(|line| !line.trim().is_empty());
+            bail!("criu {verb}: {}, after `{}`", said.status, last.unwrap_or_default().trim())
+        }
     }
 }
 

@@ -33,7 +33,7 @@ mod working_set;
 pub use adopting::comes_out_of_a_file;
 pub use agent::agent;
 pub use beside::{boots_beside, ends_beside};
-pub use carrying::{carried, moved, renamed};
+pub use carrying::{carried, renamed};
 pub use clones::{GET_READY, clones};
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_hangs, worker};
 pub use dumping::{dumped, dumped_by_panic, makedumpfile_reads_it, panic_is_in_the_dump};
