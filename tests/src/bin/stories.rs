@@ -150,9 +150,16 @@ fn all() -> Vec<(String, Story)> {
     for (name, files) in [("switch", false), ("switch-files", true)] {
         stories.push((name.to_owned(), Box::new(move |dir| take_turns(files.then_some(dir)))));
     }
+    for (name, count) in [("upgrade", 3), ("upgrade-20", 20)] {
+        let around = move |dir: &Path| {
+            let versions: Vec<_> = LINUX.into_iter().cycle().take(count + 1).collect();
+            stories::upgraded(&versions, dir)
+        };
+        stories.push((name.to_owned(), Box::new(around)));
+    }
     stories.push((
-        "upgrade-by-hand".to_owned(),
-        Box::new(|dir| stories::upgraded(&["6.1", "6.12", "7.2", "6.1"], dir)),
+        "upgrade-or-reboot".to_owned(),
+        Box::new(|dir| stories::upgrade_or_reboot("6.1", "6.12", dir)),
     ));
     stories.push(("upgrade-fails".to_owned(), Box::new(|dir| stories::not_upgraded("6.1", "6.12", dir))));
     let there_and_back = ["6.1", "6.12", "7.2", "6.1"];
