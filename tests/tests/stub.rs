@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
 use vmm::ram::GuestRam;
-use vmm::stub::{self, ImageMapping, Report, StubError};
+use vmm::stub::{self, ImageMapping, Report, StubError, Vectors};
 use vmm::vm;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{self, refused_in, vmm_with};
@@ -39,6 +39,20 @@ fn guests_go_on_from_where_it_put_them() -> Result<()> {
     }
     let dir = tempdir()?;
     stories::by_stub(&Guest::bare("smp", dir.path())?.cpus(4), dir.path())
+}
+
+/// A host may have any of these. The widest that this one has stands in for those that it hasn't.
+#[test]
+fn it_does_the_same_with_registers_of_any_width() -> Result<()> {
+    let kvm = vm::open()?;
+    let (_dir, path) = saved("5M")?;
+    let image = ImageMapping::new(&File::open(&path)?)?;
+    let report = |widest| anyhow::Ok(stub::overlay_by(&kvm, &image, GuestRam::new, widest)?.0.line);
+    let lines = [Vectors::Sse2, Vectors::Avx2, Vectors::Avx512].map(report);
+    let [narrow, middle, wide] = lines;
+    let (narrow, middle, wide) = (narrow?, middle?, wide?);
+    ensure!(narrow == middle && narrow == wide && narrow.ends_with(" go"), "{narrow}, {middle}, {wide}");
+    Ok(())
 }
 
 /// RAM above 4 GiB is a range of its own.

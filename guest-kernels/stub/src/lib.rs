@@ -7,7 +7,7 @@
 pub mod abi;
 
 /// Vector registers that a program uses beside SSE2's. Most of its work is a digest, which they make faster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Vectors {
     /// None.
     Sse2,

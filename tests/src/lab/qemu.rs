@@ -17,7 +17,8 @@ use std::process::{Command, Stdio};
 /// A fault of 10.0 to know when a guest with several vCPUs crashes: `helper_vmrun` leaves the vector of an interrupt that
 /// it injects in `exception_index`, and if that processor's thread is kicked before the next exit (by the monitor's `stop`
 /// and `cont`, say, or by a kick that came late), the interrupt is delivered a second time, whatever the guest's interrupt
-/// flag. Linux then panics at the first instructions of an interrupt's entry, with user space's GS.
+/// flag. Linux then panics at the first instructions of an interrupt's entry, with user space's GS. The lab's own kernel has
+/// once died of the like, a 6.12 with guests under way: entry after entry until the stack was full. `death.rs` is about that.
 const SUITE: &str = "trixie";
 /// Memory of the machine in MiB: a guest with 6 GiB fits. The host gives only what is touched.
 const MEMORY_MIB: u64 = 8192;

@@ -17,7 +17,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use restore_stub::abi;
+use restore_stub::{Vectors, abi};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Selectors as Linux has them: KVM on some hosts knows no others.
@@ -72,8 +72,8 @@ pub(super) struct StubVm<'a> {
 }
 
 impl<'a> StubVm<'a> {
-    /// Ready to run, without RAM.
-    pub(super) fn new(kvm: &Kvm, image: &'a ImageMapping) -> Result<Self, StubError> {
+    /// Ready to run, without RAM. Its vCPU has no wider registers than these.
+    pub(super) fn new(kvm: &Kvm, image: &'a ImageMapping, widest: Vectors) -> Result<Self, StubError> {
         let supported = cpuid::supported(kvm)?;
         let plan = Plan::new(image.len(), image.holes().len() as u64);
         check_room(&plan, image.len(), &supported)?;
@@ -93,7 +93,7 @@ impl<'a> StubVm<'a> {
         file.iter().try_for_each(|slot| add_memslot(&vm, IMAGE_SLOT, slot, KVM_MEM_READONLY))?;
         let vcpu = vm.create_vcpu(0).during("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid::to_kvm(&cpuid::for_vcpu(&supported, 0, 1))?).during("KVM_SET_CPUID2")?;
-        let (vectors, cr4) = vectors::open(&vcpu, &supported);
+        let (vectors, cr4) = vectors::open(&vcpu, &supported, widest);
         memory.write(abi::BASE, restore_stub::program(vectors))?;
         enter_ring_3(&vcpu, memory.root(), CR4 | cr4)?;
         Ok(Self {

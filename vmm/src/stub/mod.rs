@@ -27,6 +27,7 @@ use crate::layout;
 use crate::ram::{GuestRam, RamError};
 use cpu::{Call, StubVm};
 use kvm_ioctls::Kvm;
+pub use restore_stub::Vectors;
 use restore_stub::abi;
 use snapshot::{HEADER_LEN, RAM_RANGES_MAX};
 use std::io;
@@ -103,9 +104,22 @@ pub fn overlay(
     image: &ImageMapping,
     ram: impl FnOnce(u64) -> Result<GuestRam, RamError>,
 ) -> Result<(Report, GuestRam), StubError> {
+    overlay_by(kvm, image, ram, Vectors::Avx512)
+}
+
+/// The same on a processor that has no wider registers than these.
+///
+/// # Errors
+/// As [`overlay`].
+pub fn overlay_by(
+    kvm: &Kvm,
+    image: &ImageMapping,
+    ram: impl FnOnce(u64) -> Result<GuestRam, RamError>,
+    widest: Vectors,
+) -> Result<(Report, GuestRam), StubError> {
     // Declared first, so that it is dropped after the VM that uses it.
     let given;
-    let mut vm = StubVm::new(kvm, image)?;
+    let mut vm = StubVm::new(kvm, image, widest)?;
     let started = Instant::now();
     expect(&vm.run()?, abi::WANT_RAM)?;
     let memory = machine_memory(&vm, image.len())?;

@@ -18,10 +18,11 @@ const WITH_AVX512: u64 = 0xe7;
 /// CR4.OSXSAVE (SDM volume 3, 2.5).
 const OSXSAVE: u64 = 1 << 18;
 
-/// Opens the widest registers that there are to this vCPU, whose CPUID has been set. Returns which they are, and the bits of CR4
-/// that belong to it.
-pub(super) fn open(vcpu: &VcpuFd, supported: &[kvm_cpuid_entry2]) -> (Vectors, u64) {
-    let choice = offered(supported).into_iter().find(|(_, xcr0)| vcpu.set_xcrs(&only(*xcr0)).is_ok());
+/// Opens the widest registers that there are, up to `widest`, to this vCPU, whose CPUID has been set. Returns which they are, and the
+/// bits of CR4 that belong to it.
+pub(super) fn open(vcpu: &VcpuFd, supported: &[kvm_cpuid_entry2], widest: Vectors) -> (Vectors, u64) {
+    let mut offered = offered(supported).into_iter().filter(|(vectors, _)| *vectors <= widest);
+    let choice = offered.find(|(_, xcr0)| vcpu.set_xcrs(&only(*xcr0)).is_ok());
     choice.map_or((Vectors::Sse2, 0), |(vectors, _)| (vectors, OSXSAVE))
 }
 
