@@ -180,10 +180,10 @@ fn obey(parent: i32, taken: RawFd, given: RawFd) -> ! {
     let mut words = [0u64; 2];
     // SAFETY: system calls on numbers and on this stack. `madvise` makes the child forget parts of guest RAM, which is all that it is told of.
     unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let mut all = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         // It may have ended before the call.
         while libc::getppid() == parent {
             let count = libc::read(taken, words.as_mut_ptr().cast(), size_of_val(&words));

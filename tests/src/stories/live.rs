@@ -135,7 +135,7 @@ fn caught(vm: &TestVm, file: &Path) -> Result<(i32, std::thread::JoinHandle<()>)
         let args: Vec<_> = args.collect();
         let asking = std::thread::spawn(move || drop(crate::vm::vmm(args.iter().map(String::as_str))));
         while !asking.is_finished() {
-            let Some(child) = child_of(vm.pid()) else { continue };
+            let Some(child) = child_of(vm.pid()).filter(|child| is_deaf(*child)) else { continue };
             // SAFETY: at worst it has ended, and nobody is sent the signal.
             unsafe { libc::kill(child, libc::SIGSTOP) };
             // It may have given its word before it was stopped; then the snapshot becomes whole.
@@ -152,6 +152,14 @@ fn caught(vm: &TestVm, file: &Path) -> Result<(i32, std::thread::JoinHandle<()>)
 fn child_of(process: u32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether it blocks all signals, before which it has seen to it that it ends with its parent.
+fn is_deaf(process: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let blocked = blocked.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    blocked.is_some_and(|mask| mask & (1 << (libc::SIGUSR2 - 1)) != 0)
 }
 
 fn ends(process: i32) -> Result<()> {
