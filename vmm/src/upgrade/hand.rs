@@ -84,7 +84,7 @@ impl Hand {
                 return Err(UpgradeError::Phase { phase, why });
             }
             if started.elapsed() >= limit {
-                let why = answered.err().map_or("`true` fails".to_owned(), |why| why);
+                let why = answered.err().unwrap_or_else(|| "`true` fails".to_owned());
                 let why = format!("its agent does not answer within {} s: {why}", limit.as_secs());
                 return Err(UpgradeError::Phase { phase, why });
             }

@@ -15,14 +15,14 @@ pub use report::{Phase, Report};
 
 use crate::api::{
     Acceptance, BootRequest, Command, ForgetRequest, KeptKernel, KernelList, KernelStatus, Reply,
-    SnapshotRequest, SwitchRequest, SwitchSummary,
+    SwitchRequest, SwitchSummary,
 };
 use crate::client::{self, ClientError};
 use crate::exec::{self, ExecError};
 use crate::signals::EndSignals;
 use hand::{Hand, Said};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What is to be done.
@@ -205,24 +205,14 @@ impl<'a> Upgrade<'a> {
         self.phases.push(Phase::aside("boot", took));
         beside.ask("check", &[], wish.limit)?;
         let Some(path) = wish.ready.clone() else { return Ok(Ready::Beside(kernel)) };
-        self.keep(&kernel, path.clone())?;
+        self.keep(&kernel, &path)?;
         Ok(Ready::File(KeptKernel { path, name, share_disks }))
     }
 
     /// For the next upgrades, and for this one.
-    fn keep(&mut self, kernel: &KernelStatus, path: PathBuf) -> Result<(), UpgradeError> {
+    fn keep(&mut self, kernel: &KernelStatus, path: &Path) -> Result<(), UpgradeError> {
         let started = Instant::now();
-        let request = SnapshotRequest {
-            path,
-            then: None,
-            with_disks: false,
-            digest_disks: false,
-            parent: None,
-            key: None,
-            live: false,
-            kernel: Some(kernel.name.clone()),
-        };
-        client::call(&self.wish.api, &Command::Snapshot(request))?;
+        client::call(&self.wish.api, &client::snapshot_beside(path, &kernel.name)?)?;
         self.phases.push(Phase::aside("save", started.elapsed()));
         self.forget(&kernel.name)
     }
@@ -350,7 +340,7 @@ impl<'a> Upgrade<'a> {
     }
 }
 
-fn kernels(api: &std::path::Path) -> Result<KernelList, UpgradeError> {
+fn kernels(api: &Path) -> Result<KernelList, UpgradeError> {
     match client::call(api, &Command::Kernels)? {
         Reply::Kernels(list) => Ok(list),
         _ => Err(UpgradeError::Strange),
