@@ -31,6 +31,7 @@ pub mod timing;
 mod soon;
 pub mod vcpu_thread;
 pub mod ground;
+mod tail;
 pub mod console_out;
 pub mod panic_watch;
 pub mod io_thread;

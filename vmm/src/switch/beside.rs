@@ -15,10 +15,10 @@ use crate::disk::{Disk, DiskFile};
 use crate::machine::Machine;
 use crate::restore::HostEnds;
 use crate::run_loop::Stop;
+use crate::tail::Tail;
 use crate::virtio::{DeviceState, SlotState};
 use devices::lock;
 use snapshot::Summary;
-use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -43,16 +43,12 @@ pub(super) struct Beside {
 }
 
 /// What a console puts out last.
-#[derive(Clone, Default)]
-struct LastWords(Arc<Mutex<VecDeque<u8>>>);
+#[derive(Clone)]
+struct LastWords(Arc<Mutex<Tail>>);
 
 impl Write for LastWords {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut kept = lock(&self.0);
-        kept.extend(bytes);
-        let more = kept.len().saturating_sub(LAST_WORDS);
-        kept.drain(..more);
-        Ok(bytes.len())
+        lock(&self.0).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -61,13 +57,15 @@ impl Write for LastWords {
 }
 
 impl LastWords {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Tail::of(LAST_WORDS))))
+    }
+
     /// The line that says that the kernel panicked, or else the last that says anything.
     fn line(&self) -> Option<String> {
-        let bytes: Vec<u8> = lock(&self.0).iter().copied().collect();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        let panic = lines.clone().find(|line| line.contains(PANIC));
-        panic.or_else(|| lines.next_back()).map(str::to_owned)
+        let mut lines = lock(&self.0).lines();
+        let panic = lines.iter().find(|line| line.contains(PANIC)).cloned();
+        panic.or_else(|| lines.pop())
     }
 }
 
@@ -105,7 +103,7 @@ impl Kernels {
             self.prepare(&Next::Boot(Newcomer { image: None, ..newcomer.clone() }))?;
         let disks = disks.into_iter().map(stand_in).collect::<Result<_, _>>()?;
         state.board.virtio.iter_mut().for_each(apart);
-        let console = LastWords::default();
+        let console = LastWords::new();
         let ends =
             HostEnds { console: Box::new(console.clone()), drained: Box::new(|| ()), disks, alone: true };
         let mut machine = Machine::from_state(&self.kvm, &state, ram, TimePolicy::Freeze, ends)

@@ -4,9 +4,10 @@
 //! whatever a guest prints takes a bounded place.
 
 use super::UpgradeError;
+use crate::tail::Tail;
 use agent::{Client, ClientError, Ended, Streams};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -33,30 +34,6 @@ pub(super) struct Said {
     pub(super) took: Duration,
     /// `key=value` pairs of its last line.
     pub(super) values: BTreeMap<String, String>,
-}
-
-/// The last bytes of a stream.
-#[derive(Default)]
-struct Tail(Vec<u8>);
-
-impl Write for Tail {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(bytes);
-        let more = self.0.len().saturating_sub(KEPT);
-        self.0.drain(..more);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Tail {
-    fn last_line(&self) -> String {
-        let text = String::from_utf8_lossy(&self.0);
-        text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
-    }
 }
 
 impl Hand {
@@ -107,10 +84,9 @@ impl Hand {
         let words = [&[PROGRAM, verb], options].concat();
         let (ended, out, err) = command(&self.socket, &words, limit).map_err(failed)?;
         if ended != Ended::Exited(0) {
-            let last = err.last_line();
-            return Err(failed(if last.is_empty() { told(ended) } else { last }));
+            return Err(failed(err.last_line().unwrap_or_else(|| told(ended))));
         }
-        let line = out.last_line();
+        let line = out.last_line().unwrap_or_default();
         let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
         let values = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         Ok(Said { took: started.elapsed(), values })
@@ -131,7 +107,7 @@ fn command(socket: &Path, words: &[&str], limit: Duration) -> Result<(Ended, Tai
     let words: Vec<_> = words.iter().map(std::ffi::OsString::from).collect();
     let (sender, done) = channel();
     let run = move || {
-        let (mut out, mut err) = (Tail::default(), Tail::default());
+        let (mut out, mut err) = (Tail::of(KEPT), Tail::of(KEPT));
         let streams = Streams { stdin: Box::new(io::empty()), stdout: &mut out, stderr: &mut err };
         let ended = client.exec(&words, streams);
         let _ = sender.send(ended.map(|ended| (ended, out, err)));
