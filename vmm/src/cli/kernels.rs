@@ -197,3 +197,14 @@ pub struct ForgetArgs {
     /// The kernel
     pub name: String,
 }
+
+/// `vmm stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The VM
+    #[command(flatten)]
+    pub remote: Remote,
+    /// End the VM with all its kernels, those that sleep too
+    #[arg(long)]
+    pub all: bool,
+}
