@@ -13,8 +13,8 @@ pub use files::{
 };
 pub use guest::{AgentVerb, BalloonArgs, ExecArgs, GuestAddress};
 pub use kernels::{
-    AfterImage, BootArgs, ForgetArgs, PrepareArgs, SleptChoice, StopArgs, SuspendArgs, SwitchArgs,
-    UpgradeArgs,
+    AfterImage, BootArgs, ForgetArgs, NewcomerArgs, PrepareArgs, SleptChoice, StopArgs, SuspendArgs,
+    SwitchArgs, UpgradeArgs,
 };
 pub use machine::{Care, ConsoleChoice, EntryChoice, Restore, Run, TimeChoice, TimingChoice, VerifyChoice};
 
@@ -42,7 +42,7 @@ Standard input, output and error are the command's. Exit status:
   that of the command      125  vmm failed, or the VM can't be reached
   128+n  ended by signal n 126  the command can't be run   127  there is no such command";
 
-/// A verb.
+/// A verb. What is said here stands in the list of verbs, what is said of its arguments in its own help.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub enum Command {
@@ -102,7 +102,7 @@ pub enum Command {
     },
 }
 
-/// A VM to be spoken to.
+/// Speaks to a running VM, which answers in text or JSON.
 #[derive(Debug, Args)]
 pub struct Remote {
     /// The VM's control socket
@@ -111,4 +111,35 @@ pub struct Remote {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn usage(words: &str) -> String {
+        let parsed = Cli::try_parse_from(["vmm"].into_iter().chain(words.split(' ')));
+        parsed.map_or_else(|error| error.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn every_verb_is_well_formed_and_says_what_it_does() {
+        let mut command = Cli::command();
+        command.build();
+        for verb in command.get_subcommands() {
+            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(about.starts_with(char::is_uppercase), "{}: {about}", verb.get_name());
+        }
+        command.debug_assert();
+    }
+
+    #[test]
+    fn who_goes_back_to_a_sleeper_boots_nothing() {
+        for other in ["--initrd f", "--memory 1G", "--cpus 2", "--as n", "--share-disks", "--kernel k"] {
+            let said = usage(&format!("switch --api s --to a {other}"));
+            assert!(said.contains("cannot be used with"), "{other}: {said}");
+        }
+        assert_eq!(usage("switch --api s --kernel k --initrd f --as n --share-disks"), "");
+    }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use vmm::api::{BootRequest, Command as Verb, ImageRequest, KeptKernel, SwitchRequest};
-use vmm::cli::{BootArgs, PrepareArgs, SuspendArgs, SwitchArgs, UpgradeArgs};
+use vmm::cli::{NewcomerArgs, PrepareArgs, SuspendArgs, SwitchArgs, UpgradeArgs};
 use vmm::upgrade;
 
 /// What a kernel's init is to do is told by a word on its command line.
@@ -31,7 +31,7 @@ pub(crate) fn suspend_with(args: &SuspendArgs) -> Result<ExitCode> {
 pub(crate) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode> {
     let wish = upgrade::Wish {
         api: args.remote.api.clone(),
-        boot: boot_request(&args.boot, true)?,
+        boot: boot_request(&args.boot.kernel, &args.boot.newcomer, true)?,
         ready: args.ready.as_ref().map(here).transpose()?,
         pre_dumps: args.pre_dump,
         boot_limit: Duration::from_secs(args.boot_limit),
@@ -46,38 +46,28 @@ pub(crate) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode> {
 }
 
 pub(crate) fn prepare(args: &PrepareArgs) -> Result<ExitCode> {
-    let boot = boot_request(&args.boot, args.share_disks)?;
+    let boot = boot_request(&args.boot.kernel, &args.boot.newcomer, args.share_disks)?;
     ask(&args.remote, &Verb::Prepare(boot))
 }
 
-pub(crate) fn boot_request(boot: &BootArgs, share_disks: bool) -> Result<BootRequest> {
+/// What the process of the VM is told to boot.
+fn boot_request(kernel: &Path, newcomer: &NewcomerArgs, share_disks: bool) -> Result<BootRequest> {
     Ok(BootRequest {
-        kernel: here(&boot.kernel)?,
-        initrd: boot.initrd.as_ref().map(here).transpose()?,
-        cmdline: boot.cmdline.clone(),
-        memory_bytes: boot.memory,
-        vcpus: boot.cpus,
-        name: boot.name.clone(),
+        kernel: here(kernel)?,
+        initrd: newcomer.initrd.as_ref().map(here).transpose()?,
+        cmdline: newcomer.cmdline.clone(),
+        memory_bytes: newcomer.memory,
+        vcpus: newcomer.cpus,
+        name: newcomer.name.clone(),
         share_disks,
         image: None,
     })
 }
 
 pub(crate) fn switch(args: &SwitchArgs) -> Result<ExitCode> {
-    let boot = args.kernel.as_ref().map(|kernel| {
-        anyhow::Ok(BootRequest {
-            kernel: here(kernel)?,
-            initrd: args.initrd.as_ref().map(here).transpose()?,
-            cmdline: args.cmdline.clone(),
-            memory_bytes: args.memory,
-            vcpus: args.cpus,
-            name: args.name.clone(),
-            share_disks: args.share_disks,
-            image: None,
-        })
-    });
+    let boot = args.kernel.as_ref().map(|kernel| boot_request(kernel, &args.newcomer, args.share_disks));
     let kept = args.to_snapshot.as_ref().map(|file| {
-        let (name, share_disks) = (args.name.clone(), args.share_disks);
+        let (name, share_disks) = (args.newcomer.name.clone(), args.share_disks);
         anyhow::Ok(KeptKernel { path: here(file)?, name, share_disks })
     });
     let request = SwitchRequest {

@@ -7,7 +7,7 @@ use crate::api::Then;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
-/// `vmm snapshot`.
+/// Saves a running VM to a file: memory, vCPUs and devices as of one instant.
 #[derive(Debug, Args)]
 pub struct SnapshotArgs {
     /// The VM
@@ -69,7 +69,7 @@ pub enum CompressChoice {
     Zstd,
 }
 
-/// `vmm dump`.
+/// Writes a running VM's memory and registers to a file for crash, drgn or gdb; the VM goes on.
 #[derive(Debug, Args)]
 pub struct DumpArgs {
     /// The VM
@@ -79,7 +79,7 @@ pub struct DumpArgs {
     pub file: PathBuf,
 }
 
-/// `vmm pack`.
+/// Compresses a snapshot that is kept for long: a Zstandard file, from which nothing runs.
 #[derive(Debug, Args)]
 pub struct PackArgs {
     /// The snapshot
@@ -88,7 +88,7 @@ pub struct PackArgs {
     pub archive: PathBuf,
 }
 
-/// `vmm unpack`.
+/// Makes a snapshot of what `vmm pack` wrote.
 #[derive(Debug, Args)]
 pub struct UnpackArgs {
     /// The archive
@@ -100,7 +100,7 @@ pub struct UnpackArgs {
     pub key: Option<PathBuf>,
 }
 
-/// `vmm flatten`.
+/// Makes one full snapshot of one that needs others.
 #[derive(Debug, Args)]
 pub struct FlattenArgs {
     /// The last of a chain of snapshots
@@ -112,7 +112,7 @@ pub struct FlattenArgs {
     pub key: Option<PathBuf>,
 }
 
-/// `vmm verify`.
+/// Reads every byte of a snapshot, and of those that it needs, and checks it.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The snapshot
@@ -125,7 +125,7 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
-/// A snapshot to be looked at.
+/// Says what a snapshot is, what it has and what it needs.
 #[derive(Debug, Args)]
 pub struct File {
     /// The snapshot

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// `vmm exec`.
+/// Runs a command in the guest, whose agent has to be running.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Where the guest is
@@ -19,7 +19,7 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
-/// `vmm agent`.
+/// Asks the guest's agent for something else.
 #[derive(Debug, Subcommand)]
 pub enum AgentVerb {
     /// Set the guest's wall clock to this host's
@@ -44,7 +44,7 @@ pub struct GuestAddress {
     pub vsock: Option<PathBuf>,
 }
 
-/// `vmm balloon`.
+/// Asks a running VM to give up memory; it needs `--balloon` from the beginning.
 #[derive(Debug, Args)]
 pub struct BalloonArgs {
     /// The VM

@@ -8,7 +8,7 @@ use crate::config::{parse_memory, parse_name, parse_vcpus};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
-/// `vmm switch`.
+/// Puts a running VM's kernel to sleep, and has another one run on the same devices: a new one, one that sleeps, or one of a snapshot.
 #[derive(Debug, Args)]
 #[group(id = "next", args = ["to", "kernel", "to_snapshot"], required = true, multiple = false)]
 pub struct SwitchArgs {
@@ -16,31 +16,19 @@ pub struct SwitchArgs {
     #[command(flatten)]
     pub remote: Remote,
     /// Go back to a kernel that sleeps
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["name", "share_disks", "initrd", "memory", "cpus"])]
     pub to: Option<String>,
     /// Boot this kernel
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Go on with the kernel of this snapshot, on the disks, taps and sockets of this VM
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["initrd", "memory", "cpus"])]
     pub to_snapshot: Option<PathBuf>,
-    /// Its initial RAM disk
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    pub initrd: Option<PathBuf>,
-    /// Its command line
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
-    pub cmdline: String,
-    /// Its RAM; as much as the kernel has that is awake, if not given
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "kernel", allow_hyphen_values = true)]
-    pub memory: Option<u64>,
-    /// Its vCPUs; as many as the kernel has that is awake, if not given
-    #[arg(long, value_name = "N", value_parser = parse_vcpus, requires = "kernel", allow_hyphen_values = true)]
-    pub cpus: Option<u32>,
-    /// What it will be called; after its version, if not given
-    #[arg(long = "as", value_name = "NAME", value_parser = parse_name, conflicts_with = "to")]
-    pub name: Option<String>,
+    /// How it is booted
+    #[command(flatten)]
+    pub newcomer: NewcomerArgs,
     /// Give it the writable disks too; the kernel that sleeps can't wake up if one is written
-    #[arg(long, conflicts_with = "to")]
+    #[arg(long)]
     pub share_disks: bool,
     /// The file that the kernel sleeps in which is awake now; memory, if not given
     #[arg(long, value_name = "FILE")]
@@ -53,7 +41,7 @@ pub struct SwitchArgs {
     pub trial: bool,
 }
 
-/// `vmm suspend-with`.
+/// Puts a running VM's kernel to sleep, and boots one that sees it as /proc/vmcore and can write it to a disk.
 #[derive(Debug, Args)]
 pub struct SuspendArgs {
     /// The VM
@@ -85,7 +73,7 @@ pub struct SuspendArgs {
     pub then: AfterImage,
 }
 
-/// `vmm prepare`.
+/// Boots a kernel beside the one that runs, so that nobody waits for its boot when it is switched to.
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
     /// The VM
@@ -105,24 +93,32 @@ pub struct BootArgs {
     /// The kernel to boot
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
+    /// How it is booted
+    #[command(flatten)]
+    pub newcomer: NewcomerArgs,
+}
+
+/// What goes with a kernel that is booted in a VM that has one.
+#[derive(Debug, Args)]
+pub struct NewcomerArgs {
     /// Its initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Its command line
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1", allow_hyphen_values = true)]
     pub cmdline: String,
     /// Its RAM; as much as the kernel has that is awake, if not given
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, requires = "kernel", allow_hyphen_values = true)]
     pub memory: Option<u64>,
     /// Its vCPUs; as many as the kernel has that is awake, if not given
-    #[arg(long, value_name = "N", value_parser = parse_vcpus, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = parse_vcpus, requires = "kernel", allow_hyphen_values = true)]
     pub cpus: Option<u32>,
     /// What it will be called; after its version, if not given
     #[arg(long = "as", value_name = "NAME", value_parser = parse_name)]
     pub name: Option<String>,
 }
 
-/// `vmm upgrade`.
+/// Puts another kernel under the processes of a guest, which go on where they were; or all stays as it was.
 #[derive(Debug, Args)]
 pub struct UpgradeArgs {
     /// The VM
@@ -188,7 +184,7 @@ impl From<SleptChoice> for SleptTime {
     }
 }
 
-/// `vmm forget`.
+/// Drops a kernel that sleeps, or that runs beside.
 #[derive(Debug, Args)]
 pub struct ForgetArgs {
     /// The VM
@@ -198,7 +194,7 @@ pub struct ForgetArgs {
     pub name: String,
 }
 
-/// `vmm stop`.
+/// Ends a VM's kernel at once; its memory is lost. One that sleeps goes on instead; if none does the VM ends.
 #[derive(Debug, Args)]
 pub struct StopArgs {
     /// The VM

@@ -17,7 +17,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use std::path::PathBuf;
 
-/// `vmm run`.
+/// Boots a kernel in a new VM, whose console is on standard input and output.
 #[derive(Debug, Args)]
 pub struct Run {
     /// Kernel: a bzImage, or an ELF vmlinux
@@ -67,7 +67,7 @@ pub struct Run {
     pub care: Care,
 }
 
-/// `vmm restore`.
+/// Goes on with a VM where a snapshot left it: its memory is read from the file as the guest comes to need it.
 #[derive(Clone, Debug, Args)]
 #[group(id = "listening", args = ["socket", "api_dir"], multiple = true)]
 pub struct Restore {
