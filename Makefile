@@ -43,7 +43,8 @@ demo: setup
 # In the lab: power cuts of ext4 on a device that notes each write.
 # 100 rounds of restore and snapshot in the lab, with one vCPU and with two; 50 with a database on a disk, for each kernel.
 # Sockets and the agent, clones, a minute between snapshot and restore, the oracle with every device, disks that hang,
-# clocks that are set, dumps, for each kernel. Kernels that take turns, or are put under live processes.
+# clocks that are set, dumps, for each kernel. Kernels that take turns, or are put under live processes;
+# processes that go to another machine.
 torture: setup
 	cargo build --release -p vmm -p vmm-tests --bins
 	cargo test --release -p snapshot -p snapshot-format
@@ -58,7 +59,7 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/oracle-every-device $(v)/disk-hangs $(v)/small-devices)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/dump $(v)/panic-dump $(v)/panic-dump-without-driver)'
-	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories upgrade carried renamed switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub $(v)/suspended-ends $(v)/vmcore-rate)'
+	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories upgrade carried renamed moved moved-on moved-back not-moved switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub $(v)/suspended-ends $(v)/vmcore-rate)'
 	LANE=intel LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch 6.1/suspended-poweroff 6.1/suspended-stub 6.12/suspended-ends 6.1/vmcore-rate'
 
 # Coverage counters in all that the targets call, which needs no other compiler; findings are in target/fuzz/.

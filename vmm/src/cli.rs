@@ -11,7 +11,7 @@ mod machine;
 pub use files::{
     CompressChoice, DumpArgs, File, FlattenArgs, PackArgs, SnapshotArgs, ThenChoice, UnpackArgs, VerifyArgs,
 };
-pub use guest::{AgentVerb, BalloonArgs, ExecArgs, GuestAddress};
+pub use guest::{AgentVerb, BalloonArgs, CheckpointArgs, ExecArgs, GuestAddress, RestoreProcessArgs};
 pub use kernels::{
     AfterImage, BootArgs, ForgetArgs, NewcomerArgs, PrepareArgs, SleptChoice, StopArgs, SuspendArgs,
     SwitchArgs, UpgradeArgs,
@@ -65,6 +65,10 @@ pub enum Command {
     /// Run a command in the guest, whose agent has to be running
     #[command(after_help = EXEC_STATUSES)]
     Exec(ExecArgs),
+    /// Write a process of the guest, with all below it, to a file that other guests can read, whatever their kernel
+    Checkpoint(CheckpointArgs),
+    /// Have the processes in such a file go on in this guest
+    RestoreProcess(RestoreProcessArgs),
     /// Ask the guest's agent for something else
     #[command(subcommand)]
     Agent(AgentVerb),

@@ -80,6 +80,8 @@ pub mod doctor;
 pub mod monitor;
 pub mod cli;
 pub mod exec;
+pub mod process_file;
+pub mod processes;
 pub mod ask_agent;
 pub mod upgrade;
 pub mod wall_clock;

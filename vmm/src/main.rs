@@ -18,8 +18,8 @@ use vmm::api::{BalloonRequest, Command as Verb, ForgetRequest, StopRequest};
 use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
-    AgentVerb, Care, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs, Remote, Run,
-    SnapshotArgs, UnpackArgs, VerifyArgs,
+    AgentVerb, Care, CheckpointArgs, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs,
+    Remote, RestoreProcessArgs, Run, SnapshotArgs, UnpackArgs, VerifyArgs,
 };
 use vmm::config::Shape;
 use vmm::console_out::ConsoleOut;
@@ -33,8 +33,8 @@ use vmm::switch::{Ends, Kernels};
 use vmm::terminal::Terminal;
 use vmm::virtio::{DeviceState, SlotState};
 use vmm::{
-    archive, ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, saving_bar, start,
-    vm,
+    archive, ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, processes,
+    saving_bar, start, vm,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -65,6 +65,8 @@ fn main() -> ExitCode {
             ask(&args.remote, &Verb::Balloon(BalloonRequest { target_bytes: args.target }))
         }
         Command::Exec(args) => return execute(&args),
+        Command::Checkpoint(args) => checkpoint(&args),
+        Command::RestoreProcess(args) => restore_process(&args),
         Command::Agent(verb) => ask_agent(&verb),
         Command::Inspect(file) => describe(&file),
         Command::Verify(file) => verify(&file),
@@ -212,6 +214,17 @@ fn execute(args: &ExecArgs) -> ExitCode {
         error.status()
     });
     ExitCode::from(status)
+}
+
+fn checkpoint(args: &CheckpointArgs) -> Result<ExitCode> {
+    processes::checkpoint(args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the number of the first process.
+fn restore_process(args: &RestoreProcessArgs) -> Result<ExitCode> {
+    println!("{}", processes::restore(args)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn ask_agent(verb: &AgentVerb) -> Result<ExitCode> {

@@ -1,43 +1,80 @@
 //! One tree of processes as a stream of bytes, for another machine.
 //!
-//! In: its first process, or such a stream. Out: the other. Holds: the stream is a tar archive whose first file tells what is in
-//! it; the processes run on, it is a copy that is carried. TCP connections are closed in the copy, since the other
-//! machine has another address.
+//! In: its first process, or such a stream. Out: the other. Holds: the stream tells at its beginning what is in it, and the rest is a
+//! tar archive of CRIU's images. The processes run on, or stand still until somebody says what becomes of them. TCP connections are
+//! closed in the copy, since the other machine has another address.
 
-use crate::criu::{self, Tree};
+use crate::about::About;
+use crate::cpu::Processor;
+use crate::criu::{self, Then, Tree};
+use crate::tree;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
-use std::fs;
+use rustix::process::Signal;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The archive's first file, and how that begins.
-const ABOUT: &str = "about";
-const MAGIC: &str = "vmm-process 1";
-
-/// Writes the tree to standard output.
-pub(crate) fn export(pid: i32) -> Result<()> {
-    ensure!(Path::new("/proc").join(pid.to_string()).is_dir(), "there is no process {pid}");
+/// Writes the tree to standard output. Afterwards it stands still if `then` says so, and runs if it could not be written.
+pub(crate) fn export(pid: i32, then: Then) -> Result<()> {
+    tree::is_whole(pid)?;
     criu::get_ready()?;
     let scratch = Scratch::new()?;
     let tree = Tree { pid, contained: is_contained(pid)? };
-    let pids = descendants(pid)?;
-    criu::dump_tree(&tree, &scratch.0)?;
-    fs::write(scratch.0.join(ABOUT), about(&tree, &pids))?;
-    tar(&["-c", ABOUT, "--exclude", ABOUT, "."], &scratch.0)
+    let exported = criu::dump_tree(&tree, then, &scratch.0).and_then(|()| write(tree, &scratch.0));
+    if exported.is_err() && then == Then::Stop {
+        tree::signal(pid, Signal::CONT)?;
+    }
+    exported
+}
+
+fn write(tree: Tree, images: &Path) -> Result<()> {
+    let about = About { pids: numbers(tree.pid, images)?, tree, processor: Processor::here() };
+    let mut stdout = io::stdout();
+    stdout
+        .write_all(about.text().as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("cannot write the stream")?;
+    tar("-c", &["."], images)
+}
+
+/// Those that were dumped, the first process first: some may have come and gone since somebody looked.
+fn numbers(first: i32, images: &Path) -> Result<Vec<i32>> {
+    let mut numbers = vec![first];
+    for image in fs::read_dir(images)? {
+        // Each process and thread has a `core-NUMBER.img`, by the number that it has in its container.
+        let name = image?.file_name().into_string().unwrap_or_default();
+        let number = name.strip_prefix("core-").and_then(|name| name.strip_suffix(".img"));
+        numbers.extend(number.and_then(|number| number.parse().ok()).filter(|&number: &i32| number != first));
+    }
+    Ok(numbers)
+}
+
+/// A tree that stands still goes on.
+pub(crate) fn go_on(pid: i32) -> Result<()> {
+    tree::signal(pid, Signal::CONT)
+}
+
+/// It ends.
+pub(crate) fn end(pid: i32) -> Result<()> {
+    tree::signal(pid, Signal::KILL)
 }
 
 /// Restores the tree on standard input, and returns its first process.
 pub(crate) fn import() -> Result<i32> {
+    // Without a buffer, since tar reads on from here.
+    let mut stream = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?);
+    let about = About::read(&mut stream)?;
+    if let Some(why) = Processor::here().lacks(&about.processor) {
+        bail!("{why}");
+    }
+    if !about.tree.contained {
+        about.pids.iter().try_for_each(|&pid| is_free(pid))?;
+    }
     criu::get_ready()?;
     let scratch = Scratch::new()?;
-    tar(&["-x"], &scratch.0).context("what came is no process")?;
-    let about = fs::read_to_string(scratch.0.join(ABOUT)).context("what came is no process")?;
-    let (tree, pids) = parse(&about).with_context(|| format!("what came is no process: {about}"))?;
-    if !tree.contained {
-        pids.iter().try_for_each(|&pid| is_free(pid))?;
-    }
-    criu::restore_tree(&tree, &scratch.0)
+    tar("-x", &[], &scratch.0)?;
+    criu::restore_tree(&about.tree, &scratch.0)
 }
 
 /// Outside of a container a process has the number that it had.
@@ -46,21 +83,6 @@ fn is_free(pid: i32) -> Result<()> {
         Ok(name) => bail!("process number {pid} is taken, by `{}`", name.trim_end()),
         Err(_) => Ok(()),
     }
-}
-
-fn about(tree: &Tree, pids: &[i32]) -> String {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
-    format!("{MAGIC}\nkernel={release}\ncontained={}\npids={}\n", tree.contained, pids.join(","))
-}
-
-fn parse(about: &str) -> Option<(Tree, Vec<i32>)> {
-    let fields = about.strip_prefix(MAGIC)?.strip_prefix('\n')?.lines();
-    let fields: BTreeMap<&str, &str> = fields.filter_map(|line| line.split_once('=')).collect();
-    let pids = fields.get("pids")?.split(',').map(|pid| pid.parse().ok());
-    let pids: Vec<i32> = pids.collect::<Option<_>>()?;
-    let contained = fields.get("contained")?.parse().ok()?;
-    Some((Tree { pid: *pids.first()?, contained }, pids))
 }
 
 /// Whether it has other mounts than this program.
@@ -72,28 +94,17 @@ fn is_contained(pid: i32) -> Result<bool> {
     Ok(mounts(&pid.to_string())? != mounts("self")?)
 }
 
-/// The process and all below it, in the order in which they are found.
-fn descendants(pid: i32) -> Result<Vec<i32>> {
-    let mut all = vec![pid];
-    let mut next = 0;
-    while let Some(&parent) = all.get(next) {
-        next += 1;
-        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
-        for thread in threads {
-            let children = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
-            all.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
-        }
-    }
-    Ok(all)
-}
-
 /// Between an archive and a directory; the archive is at standard output or input.
-fn tar(words: &[&str], dir: &Path) -> Result<()> {
+fn tar(verb: &str, what: &[&str], dir: &Path) -> Result<()> {
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(dir).args(["-f", "-"]).args(words).stderr(Stdio::piped());
+    tar.arg(verb).args(["-f", "-", "-C"]).arg(dir).args(what).stderr(Stdio::piped());
     let said = tar.spawn().and_then(std::process::Child::wait_with_output).context("cannot run tar")?;
     let complaint = String::from_utf8_lossy(&said.stderr);
-    ensure!(said.status.success(), "tar: {}", complaint.lines().next().unwrap_or("it did not say why"));
+    ensure!(
+        said.status.success(),
+        "{}",
+        complaint.lines().next().unwrap_or("tar fails, and does not say why")
+    );
     Ok(())
 }
 
@@ -119,11 +130,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_a_stream_is_told_at_its_beginning() {
-        let told = about(&Tree { pid: 7, contained: false }, &[7, 9, 12]);
-        let (tree, pids) = parse(&told).unwrap();
-        assert_eq!((tree.pid, tree.contained, &pids[..]), (7, false, &[7, 9, 12][..]));
-        assert!(parse("vmm-process 2\npids=1\ncontained=true\n").is_none());
-        assert!(parse("vmm-process 1\npids=\ncontained=true\n").is_none());
+    fn who_was_dumped_is_told_by_the_images() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["core-312.img", "core-313.img", "mm-312.img", "core-x.img", "pstree.img"] {
+            File::create(dir.path().join(name)).unwrap();
+        }
+        assert_eq!(numbers(312, dir.path()).unwrap(), [312, 313]);
     }
 }

@@ -93,6 +93,7 @@ pub(crate) fn restore() -> Result<i32> {
 }
 
 /// Processes to be carried to another machine.
+#[derive(Debug)]
 pub(crate) struct Tree {
     /// The first.
     pub(crate) pid: i32,
@@ -100,14 +101,25 @@ pub(crate) struct Tree {
     pub(crate) contained: bool,
 }
 
-/// What the processor must have is checked, as another machine's may lack it.
-const CARRIED: [&str; 4] = ["--file-locks", "--ext-unix-sk", "--manage-cgroups=ignore", "--cpu-cap=cpu"];
+/// Said at dump and at restore of a tree that goes to another machine.
+const CARRIED: [&str; 3] = ["--file-locks", "--ext-unix-sk", "--manage-cgroups=ignore"];
 
-/// Writes the tree's images into a directory, and lets it run on.
-pub(crate) fn dump_tree(tree: &Tree, dir: &Path) -> Result<()> {
+/// What becomes of a tree that is dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Run,
+    Stop,
+}
+
+/// Writes the tree's images into a directory.
+pub(crate) fn dump_tree(tree: &Tree, then: Then, dir: &Path) -> Result<()> {
     let images = Images { dir: dir.to_owned() };
     let mut criu = criu("dump", &images);
-    criu.args(CARRIED).args(["--leave-running", "--ghost-limit", GHOST_LIMIT]);
+    criu.args(CARRIED).args(["--ghost-limit", GHOST_LIMIT]);
+    criu.arg(match then {
+        Then::Run => "--leave-running",
+        Then::Stop => "--leave-stopped",
+    });
     criu.args(["--tcp-established", "--network-lock=skip", "--tree"]).arg(tree.pid.to_string());
     for (name, path) in EXTERNAL.iter().filter(|_| tree.contained) {
         criu.arg("--external").arg(format!("mnt[{path}]:{name}"));

@@ -9,9 +9,11 @@
 //! kernel B                                             attach · restore --hold · resume
 //! ```
 
+mod about;
 mod carry;
 mod check;
 mod container;
+mod cpu;
 mod criu;
 mod disk;
 mod group;
@@ -20,6 +22,7 @@ mod init;
 mod network;
 mod place;
 mod timers;
+mod tree;
 mod verbs;
 
 use std::process::ExitCode;
@@ -28,7 +31,7 @@ const USAGE: &str =
     "usage: vmm-checkpoint attach [--address ADDRESS/BITS [--gateway ADDRESS]] [--persist DEVICE]
        vmm-checkpoint start [--name NAME] -- COMMAND [ARGUMENT]...
        vmm-checkpoint check | pre-dump | dump | restore [--hold] | resume | state
-       vmm-checkpoint export PID | import";
+       vmm-checkpoint export [--stop] PID | import | continue PID | end PID";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

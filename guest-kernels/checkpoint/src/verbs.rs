@@ -2,6 +2,7 @@
 //!
 //! In: words. Out: what they ask for, done. Holds: `resume` may follow whatever happened, any number of times.
 
+use crate::criu::Then;
 use crate::network::{self, Network};
 use crate::place::{self, Record};
 use crate::{carry, check, container, criu, disk, group, hold, init};
@@ -23,8 +24,10 @@ pub(crate) enum Request {
     Restore { hold: bool },
     Resume,
     State,
-    Export { pid: i32 },
+    Export { pid: i32, then: Then },
     Import,
+    Continue { pid: i32 },
+    End { pid: i32 },
 }
 
 impl Request {
@@ -45,8 +48,11 @@ impl Request {
             ("restore", ["--hold"]) => Some(Self::Restore { hold: true }),
             ("resume", []) => Some(Self::Resume),
             ("state", []) => Some(Self::State),
-            ("export", [pid]) => positive(pid).map(|pid| Self::Export { pid }),
+            ("export", [pid]) => positive(pid).map(|pid| Self::Export { pid, then: Then::Run }),
+            ("export", ["--stop", pid]) => positive(pid).map(|pid| Self::Export { pid, then: Then::Stop }),
             ("import", []) => Some(Self::Import),
+            ("continue", [pid]) => positive(pid).map(|pid| Self::Continue { pid }),
+            ("end", [pid]) => positive(pid).map(|pid| Self::End { pid }),
             _ => None,
         }
     }
@@ -63,8 +69,10 @@ impl Request {
             Self::Restore { hold } => restore(hold),
             Self::Resume => resume(),
             Self::State => state(),
-            Self::Export { pid } => carry::export(pid),
+            Self::Export { pid, then } => carry::export(pid, then),
             Self::Import => carry::import().map(|pid| println!("pid={pid}")),
+            Self::Continue { pid } => carry::go_on(pid),
+            Self::End { pid } => carry::end(pid),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! `workload DIR ADDRESS:PORT`: a Linux program that holds on to everything that a change of kernel could lose.
+//! `workload DIR ADDRESS:PORT`, or `workload alone FILE`: a Linux program that holds on to everything that a change of kernel could lose.
 //!
 //! In: a directory that goes from kernel to kernel, and a peer that sends back what it gets. Out: a line for each beat, in the
 //! file `beats` and over the connection; it begins with `beat`, or with `FAIL` when something is lost, and then the program
-//! ends with status 1. Holds: what it looks at at each beat it has had since its start: nothing is opened again.
+//! ends with status 1. Holds: what it looks at at each beat it has had since its start: nothing is opened again. Alone it has no
+//! peer and no database, and may come to another machine.
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use rustix::time::{timerfd_create, timerfd_settime};
@@ -23,9 +24,10 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["echo"] => echo(),
+        ["alone", file] => alone(Path::new(file)),
         [dir, peer] => work(Path::new(dir), peer),
         _ => {
-            eprintln!("usage: workload DIR ADDRESS:PORT");
+            eprintln!("usage: workload DIR ADDRESS:PORT | alone FILE");
             return ExitCode::from(2);
         }
     };
@@ -41,6 +43,26 @@ fn main() -> ExitCode {
 /// The child on the pipe.
 fn echo() -> io::Result<()> {
     io::copy(&mut io::stdin().lock(), &mut io::stdout().lock()).map(drop)
+}
+
+/// A timer, a file at an offset, and a child on a pipe. There is no clock to look at: another machine has another.
+fn alone(file: &Path) -> io::Result<()> {
+    let (timer, mut beats) = (timer()?, File::create(file)?);
+    let mut child = Pipes::to(Command::new(std::env::current_exe()?).arg("echo"))?;
+    let (mut number, mut offset) = (0_u64, 0);
+    loop {
+        wait(&timer)?;
+        let at = beats.stream_position()?;
+        check(at == offset, || format!("the log's offset is {at}, and was {offset}"))?;
+        number += 1;
+        child.say(&number.to_string())?;
+        child.expect(&number.to_string())?;
+        let (pid, child) = (std::process::id(), child.child.id());
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        let line = format!("beat {number} kernel={kernel} pid={pid} child={child} offset={offset}\n");
+        beats.write_all(line.as_bytes())?;
+        offset += line.len() as u64;
+    }
 }
 
 fn work(dir: &Path, peer: &str) -> io::Result<()> {

@@ -165,6 +165,10 @@ fn all() -> Vec<(String, Story)> {
     let there_and_back = ["6.1", "6.12", "7.2", "6.1"];
     stories.push(("carried".to_owned(), Box::new(move |dir| stories::carried(&there_and_back, dir))));
     stories.push(("renamed".to_owned(), Box::new(|dir| stories::renamed("6.12", "7.2", dir))));
+    stories.push(("moved".to_owned(), Box::new(|dir| stories::moved("6.1", "6.12", dir))));
+    stories.push(("moved-on".to_owned(), Box::new(|dir| stories::moved("6.12", "7.2", dir))));
+    stories.push(("moved-back".to_owned(), Box::new(|dir| stories::moved("7.2", "6.1", dir))));
+    stories.push(("not-moved".to_owned(), Box::new(|dir| stories::not_moved("6.12", "6.1", dir))));
     stories.push(("switch-cost".to_owned(), Box::new(|_| switch_cost())));
     for (version, by) in [("6.1", "7.2"), ("6.12", "6.1"), ("7.2", "6.12")] {
         let ends = Box::new(move |dir: &Path| outlives(version, by, dir));

@@ -19,6 +19,34 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+/// Writes a process of the guest, with all below it, to a file. They run on, unless they are to end.
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// Where the guest is
+    #[command(flatten)]
+    pub guest: GuestAddress,
+    /// The first process, as the guest counts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i32::MAX as i64))]
+    pub pid: u32,
+    /// End them when the file is there; until then they stand still
+    #[arg(long)]
+    pub end: bool,
+    /// The file, which may be replaced
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Has the processes in a file go on in this guest, and prints the number of the first.
+#[derive(Debug, Args)]
+pub struct RestoreProcessArgs {
+    /// Where the guest is
+    #[command(flatten)]
+    pub guest: GuestAddress,
+    /// What `vmm checkpoint` wrote
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
 /// Asks the guest's agent for something else.
 #[derive(Debug, Subcommand)]
 pub enum AgentVerb {
