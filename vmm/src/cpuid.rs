@@ -9,8 +9,12 @@ use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2 as Entry,
 };
 use kvm_ioctls::{Cap, Kvm};
+use std::arch::x86_64::__cpuid;
+use std::ops::RangeInclusive;
 use vmm_sys_util::errno;
 
+/// The leaves with the processor's name: 48 bytes of text (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E.4).
+const NAME: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE_TIMER: u32 = 1 << 24;
 const VMX: u32 = 1 << 5;
@@ -36,7 +40,16 @@ pub fn supported(kvm: &Kvm) -> Result<Vec<Entry>, Ioctl> {
     for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
         entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE_TIMER } else { 0 };
     }
+    entries.iter_mut().filter(|entry| NAME.contains(&entry.function)).for_each(give_name);
     Ok(entries)
+}
+
+/// The host's name for its processor, as `lscpu` shows it; KVM leaves it empty.
+fn give_name(entry: &mut Entry) {
+    if registers(entry) == [0; 4] {
+        let host = __cpuid(entry.function);
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
+    }
 }
 
 /// The entries of vCPU `index` out of `count`.
@@ -201,6 +214,16 @@ mod tests {
             edx: u32::MAX,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_processor_has_the_hosts_name_unless_kvm_gives_it_one() {
+        let mut named = leaf(0x8000_0002);
+        give_name(&mut named);
+        assert_eq!(registers(&named), registers(&leaf(0x8000_0002)));
+        let mut nameless = Entry { function: 0x8000_0002, ..Default::default() };
+        give_name(&mut nameless);
+        assert_eq!(nameless.eax, __cpuid(0x8000_0002).eax);
     }
 
     #[test]
