@@ -34,6 +34,18 @@ impl PageSet {
         }
     }
 
+    /// Adds the pages for which a bit is set, the lowest of a word first; the first bit is page `first`'s.
+    pub fn insert_words(&mut self, first: u64, words: &[u64]) {
+        for (word, at) in words.iter().zip((first..).step_by(64)).filter(|(word, _)| **word != 0) {
+            (0..64).filter(|bit| word >> bit & 1 == 1).for_each(|bit| self.insert(at + bit..at + bit + 1));
+        }
+    }
+
+    /// Whether it has this page.
+    pub fn contains(&self, page: u64) -> bool {
+        page < self.pages && self.bits[(page / 8) as usize] >> (page % 8) & 1 == 1
+    }
+
     /// Adds all that another set of as many pages has.
     pub fn insert_all(&mut self, other: &Self) {
         self.bits.iter_mut().zip(&other.bits).for_each(|(own, bits)| *own |= bits);
@@ -197,6 +209,16 @@ mod tests {
         assert_eq!(set.runs(8..20).next(), Some(8..20));
         assert_eq!((set.len(), set.is_of(100), set.is_of(99)), (39, true, false));
         assert!(PageSet::none_of(9).is_empty() && PageSet::none_of(9).runs(0..9).next().is_none());
+    }
+
+    #[test]
+    fn words_are_64_pages_each() {
+        let mut set = PageSet::none_of(200);
+        set.insert_words(3, &[0b101, 0, 1 << 63 | 1]);
+        assert_eq!(set.runs(0..200).collect::<Vec<_>>(), [3..4, 5..6, 131..132, 194..195]);
+        set.insert_words(190, &[u64::MAX]);
+        assert!(set.contains(199) && !set.contains(200) && !set.contains(189));
+        assert!(set.is_of(200));
     }
 
     #[test]

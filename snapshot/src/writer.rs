@@ -94,6 +94,8 @@ pub struct Summary {
     pub allocated: u64,
     /// Whether the guest's kernel tells debuggers about itself in it.
     pub vmcoreinfo: bool,
+    /// XXH3 of its chunk table, as in [`crate::Parent`].
+    pub ram_digest: u64,
     /// Time to read, digest and write RAM.
     pub ram_time: Duration,
     /// Time to write the notes, sync, and rename.
@@ -187,6 +189,7 @@ pub fn write_sealed(
     let Written { digests, data_bytes, ram_bytes } = written.map_err(|error| error.at(new.target()))?;
     contents.ram.finish().map_err(|source| WriteError::Ram { gpa: 0, source })?;
     let (ram_time, started) = (started.elapsed(), Instant::now());
+    let ram_digest = chunk::digest(&chunk::encode_table(&digests));
     let mut notes = notes.encode(&digests);
     if let Some(key) = key {
         // What is sealed is what is in the file, which nobody else can open yet.
@@ -201,7 +204,7 @@ pub fn write_sealed(
     let allocated = file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
     let publish_time = started.elapsed();
     let (file_len, vmcoreinfo) = (layout.end(), contents.vmcoreinfo.is_some());
-    Ok(Summary { ram_bytes, data_bytes, file_len, allocated, vmcoreinfo, ram_time, publish_time })
+    Ok(Summary { ram_bytes, data_bytes, file_len, allocated, vmcoreinfo, ram_digest, ram_time, publish_time })
 }
 
 /// The notes, except for the chunk table, of which the length is known.

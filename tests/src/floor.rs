@@ -4,6 +4,7 @@
 //! clock runs (`/dev/kvm` open, the state decoded); RAM of a snapshot is mapped while it runs; no thread, no device, no check.
 
 use anyhow::{Context, Result, ensure};
+use devices::{Memory, MemoryRegion};
 use kvm_bindings::{
     CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_MSR_ENTRIES, Msrs,
     kvm_clock_data, kvm_enable_cap, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_sregs2,
@@ -15,9 +16,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::capture::MachineState;
 use vmm::config::Shape;
 use vmm::msr::{TSC, TSC_DEADLINE};
@@ -136,8 +135,8 @@ fn ranges(snapshot: &Snapshot) -> Vec<FileRange> {
 }
 
 impl Ram {
-    fn memory(&self) -> &GuestMemoryMmap {
-        static NONE: std::sync::LazyLock<GuestMemoryMmap> = std::sync::LazyLock::new(GuestMemoryMmap::new);
+    fn memory(&self) -> &Memory {
+        static NONE: std::sync::LazyLock<Memory> = std::sync::LazyLock::new(Memory::new);
         match self {
             Self::Kept(ram) => ram.memory(),
             Self::Mapped(..) => &NONE,
@@ -145,7 +144,7 @@ impl Ram {
     }
 
     /// The mapping, if there has to be a new one.
-    fn map(&self) -> Result<Option<GuestMemoryMmap>> {
+    fn map(&self) -> Result<Option<Memory>> {
         let Self::Mapped(file, ranges) = self else { return Ok(None) };
         let map = |range: &FileRange| -> Result<_> {
             let region = MmapRegionBuilder::new(range.len as usize)
@@ -153,14 +152,14 @@ impl Ram {
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
                 .build()?;
-            GuestRegionMmap::new(region, GuestAddress(range.gpa)).context("a range ends nowhere")
+            MemoryRegion::new(region, GuestAddress(range.gpa)).context("a range ends nowhere")
         };
         let regions = ranges.iter().map(map).collect::<Result<Vec<_>>>()?;
-        Ok(Some(GuestMemoryMmap::from_regions(regions)?))
+        Ok(Some(Memory::from_regions(regions)?))
     }
 }
 
-fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd> {
+fn create(kvm: &Kvm, memory: &Memory) -> Result<VmFd> {
     let vm = kvm.create_vm()?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;
     vm.set_tss_address(layout::KVM_TSS as usize)?;
@@ -224,7 +223,7 @@ impl State {
 
 /// Those that can be written back, in as few calls as there can be.
 fn msrs(kvm: &Kvm, cpuid: &CpuId, state: &VcpuState) -> Result<Vec<Msrs>> {
-    let vm = create(kvm, &GuestMemoryMmap::new())?;
+    let vm = create(kvm, &Memory::new())?;
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(cpuid)?;
     let takes = |entry: &kvm_msr_entry| {

@@ -205,6 +205,20 @@ fn a_chain_of_16_is_the_machine() -> Result<()> {
     stories::chain(&guest("dirty", &dir).memory("64M").cmdline("size=32 lines=20"), 16, dir.path())
 }
 
+/// The same of one that never stops, after a boot and after a restore; each is restored, and every other one is compared.
+#[test]
+fn so_is_a_chain_of_16_of_a_guest_that_runs_on() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::tracked_chain(
+        &guest("dirty", &dir).memory("64M").cmdline("size=32 lines=20 rate=4000"),
+        15,
+        dir.path(),
+    )?;
+    let dir = tempfile::tempdir()?;
+    let entropy = guest("entropy", &dir).switch("--rng").memory("32M").cmdline("rate=100");
+    stories::tracked_chain(&entropy, 1, dir.path())
+}
+
 #[test]
 fn a_parent_that_will_not_do_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -92,6 +92,9 @@ pub struct SnapshotRequest {
     /// The snapshot to which this one is a difference, absolute; without it all is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PathBuf>,
+    /// Whether it is watched from now on what is written into RAM, so that later snapshots can be differences to this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub track: bool,
     /// The file with the key that seals it, absolute; without it, it is not sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
@@ -412,8 +415,11 @@ fn snapshot_request(body: &[u8]) -> Result<SnapshotRequest, ApiError> {
         let why = "a live snapshot can't have disks read for digests: they change meanwhile";
         return Err(ApiError::bad_request(why));
     }
-    let SnapshotRequest { then, with_disks, digest_disks, parent, key, live, .. } = &request;
-    let others = parent.is_some() || key.is_some();
+    if request.track && request.then == Some(Then::Stop) {
+        return Err(ApiError::bad_request("a VM that is stopped can't be tracked: expected another `then`"));
+    }
+    let SnapshotRequest { then, with_disks, digest_disks, parent, track, key, live, .. } = &request;
+    let others = parent.is_some() || key.is_some() || *track;
     let more = then.is_some() || *with_disks || *digest_disks || others || *live;
     if request.kernel.is_some() && more {
         return Err(ApiError::bad_request(

@@ -10,8 +10,9 @@ pub mod registers;
 
 use crate::kernel::{self, Initrd, KernelError, KernelIdentity, Protocol, ProtocolChoice};
 use crate::layout;
+use devices::Memory;
 use std::path::PathBuf;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 /// What is to be booted.
 #[derive(Clone, Debug)]
@@ -120,7 +121,7 @@ struct Handover {
 ///
 /// # Errors
 /// Files that are missing, no kernels, or too large; a command line or tables that do not fit.
-pub fn load(mem: &GuestMemoryMmap, source: &BootSource, memory: u64, acpi: &[u8]) -> Result<Boot, BootError> {
+pub fn load(mem: &Memory, source: &BootSource, memory: u64, acpi: &[u8]) -> Result<Boot, BootError> {
     let ram = memory.min(layout::MMIO_HOLE_START);
     let kernel = kernel::load(mem, &source.kernel, source.protocol, ram)?;
     let initrd =
@@ -157,7 +158,7 @@ pub fn memory_map(memory: u64, reserved: &[(u64, u64)]) -> Vec<Range> {
 }
 
 /// Writes the command line and its NUL; `kernel_max` is the longest that the kernel reads. Returns the length.
-fn write_cmdline(mem: &GuestMemoryMmap, cmdline: &str, kernel_max: u32) -> Result<usize, BootError> {
+fn write_cmdline(mem: &Memory, cmdline: &str, kernel_max: u32) -> Result<usize, BootError> {
     let (len, max) = (cmdline.len(), (layout::CMDLINE_MAX as usize - 1).min(kernel_max as usize));
     if len > max {
         return Err(BootError::CmdlineTooLong { len, max });
@@ -171,7 +172,7 @@ fn write_cmdline(mem: &GuestMemoryMmap, cmdline: &str, kernel_max: u32) -> Resul
 }
 
 /// Writes the ACPI tables and returns the RSDP's address, or 0 if there are none.
-fn write_acpi(mem: &GuestMemoryMmap, acpi: &[u8]) -> Result<u64, BootError> {
+fn write_acpi(mem: &Memory, acpi: &[u8]) -> Result<u64, BootError> {
     let (len, max) = (acpi.len(), layout::GENERATION_ID - layout::ACPI_TABLES);
     if len as u64 > max {
         return Err(BootError::AcpiTooLarge { len, max });
@@ -182,14 +183,14 @@ fn write_acpi(mem: &GuestMemoryMmap, acpi: &[u8]) -> Result<u64, BootError> {
 
 /// What a firmware has at the reset vector: the way to a reset. Linux takes it where ACPI is hardware-reduced, since it
 /// trusts nothing but EFI to reset such a machine (`efi_reboot_required`), and falls back to the BIOS without EFI.
-fn write_reset_vector(mem: &GuestMemoryMmap) -> Result<(), BootError> {
+fn write_reset_vector(mem: &Memory) -> Result<(), BootError> {
     let [low, high] = (layout::ACPI_PM + layout::ACPI_PM_RESET).to_le_bytes();
     // mov dx, the reset register · mov al, value · out dx, al · hlt · jmp to the hlt
     let code = [0xba, low, high, 0xb0, devices::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd];
     write(mem, "the reset vector", layout::RESET_VECTOR, &code)
 }
 
-fn write(mem: &GuestMemoryMmap, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
+fn write(mem: &Memory, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
     mem.write_slice(bytes, GuestAddress(address)).map_err(|source| BootError::Memory { what, source })
 }
 

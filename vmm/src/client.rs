@@ -80,6 +80,7 @@ pub fn snapshot(
     then: Option<Then>,
     care: DiskCare,
     (parent, key): (Option<&Path>, Option<&Path>),
+    track: bool,
 ) -> Result<Command, ClientError> {
     let [parent, key] = [parent, key].map(|other| other.map(absolute).transpose());
     let (path, parent, key) = (absolute(path)?, parent?, key?);
@@ -90,6 +91,7 @@ pub fn snapshot(
         with_disks,
         digest_disks,
         parent,
+        track,
         key,
         live,
         kernel: None,
@@ -107,6 +109,7 @@ pub fn snapshot_beside(path: &Path, kernel: &str) -> Result<Command, ClientError
         with_disks: false,
         digest_disks: false,
         parent: None,
+        track: false,
         key: None,
         live: false,
         kernel: Some(kernel.to_owned()),

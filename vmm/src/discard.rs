@@ -5,6 +5,7 @@
 
 use crate::ram::GuestRam;
 use devices::virtio::{Discard, Segment};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Private memory is replaced in pieces of at least this size: each is a mapping of its own, and a process has only so many.
@@ -38,6 +39,7 @@ impl Discard for RamDiscard {
             }
             _ => forget(host, len),
         }
+        slice.bitmap().mark_dirty(0, len);
     }
 }
 

@@ -9,12 +9,12 @@ mod elf;
 mod file;
 
 use crate::layout;
+use devices::Memory;
 use file::Image;
 use linux_loader::bootparam::setup_header;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
-use vm_memory::GuestMemoryMmap;
 
 const KERNEL: &str = "a Linux kernel for x86-64 (bzImage or ELF vmlinux)";
 
@@ -146,7 +146,7 @@ fn show(bytes: u64) -> String {
 /// # Errors
 /// A file that is no x86-64 kernel, a damaged one, one that doesn't fit, or one without the protocol wanted.
 pub fn load(
-    mem: &GuestMemoryMmap,
+    mem: &Memory,
     path: &Path,
     choice: ProtocolChoice,
     ram: u64,
@@ -167,7 +167,7 @@ pub fn load(
 /// # Errors
 /// An unreadable or empty file, or one that doesn't fit.
 pub fn load_initrd(
-    mem: &GuestMemoryMmap,
+    mem: &Memory,
     path: &Path,
     kernel: &LoadedKernel,
     ram: u64,

@@ -3,8 +3,12 @@
 //! In: file descriptors of vCPUs. Out: their answers as bindings' structs, or an [`Ioctl`] that names the call. Holds:
 //! every `ioctl` of our own is here.
 
-use kvm_bindings::{KVM_CAP_PRE_FAULT_MEMORY, KVMIO, kvm_device_attr, kvm_pre_fault_memory, kvm_sregs2};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::{
+    KVM_CAP_PRE_FAULT_MEMORY, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr,
+    kvm_pre_fault_memory, kvm_sregs2,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::ops::Range;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
@@ -43,6 +47,7 @@ mod numbers {
 
     ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
     ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
     ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
     ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
@@ -123,4 +128,22 @@ fn tsc_offset_attr(addr: u64) -> kvm_device_attr {
         addr,
         flags: 0,
     }
+}
+
+/// `KVM_CLEAR_DIRTY_LOG`: has the pages of these words, of which a bit is set, logged anew when they are written. `pages` are those of the
+/// memory slot; all of its other words are left out.
+///
+/// # Errors
+/// The failed call.
+pub fn clear_dirty_log(vm: &VmFd, slot: u32, pages: Range<u64>, words: &[u64]) -> Result<(), Ioctl> {
+    assert!(words.len() as u64 * 64 >= pages.end - pages.start, "KVM reads a bit for each page");
+    let bits = kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: words.as_ptr() as *mut _ };
+    let clear = kvm_clear_dirty_log {
+        slot,
+        num_pages: (pages.end - pages.start) as u32,
+        first_page: pages.start,
+        __bindgen_anon_1: bits,
+    };
+    // SAFETY: the fd is a VM; KVM reads as many bits as there are pages, and writes nothing.
+    checked(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &clear) }, "KVM_CLEAR_DIRTY_LOG")
 }

@@ -23,6 +23,7 @@ pub mod vcpu_state;
 pub mod voucher;
 pub mod vm_state;
 pub mod vm;
+pub mod dirty_log;
 pub mod vcpu;
 // Running.
 pub mod fault;

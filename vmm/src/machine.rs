@@ -5,8 +5,10 @@
 
 use crate::board::Board;
 use crate::config::Shape;
+use crate::dirty_log::DirtyLog;
 use crate::disk::{self, Disk, DisksError};
 use crate::fault;
+use crate::kvm::Ioctl;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
 use crate::timing::FirstRun;
@@ -50,6 +52,8 @@ impl Alarm {
 pub struct Machine {
     pub(crate) vcpus: Vcpus,
     pub(crate) board: Board,
+    /// What is written into RAM, if somebody wants to know.
+    pub(crate) log: Option<DirtyLog>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) ram: GuestRam,
     pub(crate) disks: Vec<Disk>,
@@ -127,6 +131,29 @@ impl Machine {
         self.ram.lost()
     }
 
+    /// From now on it is watched who writes RAM, so that a snapshot can be a difference to another that was written in the meantime. The
+    /// guest may run.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn track(&mut self) -> Result<(), Ioctl> {
+        if self.log.is_none() {
+            self.log = Some(DirtyLog::start(&self.vm, &self.ram)?);
+        }
+        Ok(())
+    }
+
+    /// Notes what was written into RAM until now; `false` if nobody watches. The guest may run, and the next time has the less to do.
+    ///
+    /// # Errors
+    /// The failed call. Nothing is known of changes then.
+    pub fn note_written(&self) -> Result<bool, Ioctl> {
+        let Some(log) = &self.log else { return Ok(false) };
+        let written = log.take().inspect_err(|_| self.ram.end_epochs())?;
+        self.ram.note_written(&written);
+        Ok(true)
+    }
+
     /// The devices.
     pub fn board(&self) -> &Board {
         &self.board
@@ -170,9 +197,10 @@ impl Machine {
     /// Takes the machine apart: its threads end, its devices let go of the host, its VM is closed. What is left is its RAM, and its
     /// disks, open and locked as they were.
     pub fn dismantle(self) -> (GuestRam, Vec<Disk>) {
-        let Self { vcpus, board, vm, ram, disks, .. } = self;
+        let Self { vcpus, board, log, vm, ram, disks, .. } = self;
         drop(vcpus);
         drop(board);
+        drop(log);
         // KVM takes the longer to take a VM apart the more RAM its guest has touched. The host's ends are free by now, so nobody
         // need wait for it; the mapping stays until it is done.
         let mapping = ram.clone();

@@ -238,7 +238,7 @@ fn snapshot(args: &SnapshotArgs) -> Result<ExitCode> {
     }
     let care = DiskCare { keep: args.with_disks, digest: args.digest_disks, at_once: args.live };
     let others = (args.parent.as_deref(), args.key.as_deref());
-    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, others);
+    let verb = |file: &Path| client::snapshot(file, args.then.map(Into::into), care, others, args.track);
     let api = &args.remote.api;
     if args.compress.is_none() {
         let (verb, mut said) = (verb(&args.file)?, Vec::new());

@@ -15,7 +15,7 @@ use crate::complaint;
 use crate::disk::DiskCare;
 use crate::live::LiveSnapshot;
 use crate::load;
-use crate::machine::PausedMachine;
+use crate::machine::{Machine, PausedMachine};
 use crate::outcome::Outcome;
 use crate::panic_dump::OnPanic;
 use crate::progress::Progress;
@@ -306,6 +306,7 @@ impl Monitor {
         let machine = self.kernels.machine();
         // Where it is: there is no time to look for it in the pause. Without it the snapshot is one all the same.
         let _ = machine.vmcoreinfo();
+        watch(machine, request.track)?;
         // What is written to the disks by now need not be waited for when the guest stands still.
         machine.sync_disks().map_err(|error| failed(&error))?;
         let started = Instant::now();
@@ -340,6 +341,7 @@ impl Monitor {
         }
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let (wish, progress) = (wish(&request)?, self.progress());
+        watch(self.kernels.machine(), request.track)?;
         self.write(request.path, request.then, |paused, _| {
             let saved = paused.save(wish, &mut |done, total| progress.note(done, total));
             progress.end();
@@ -441,6 +443,14 @@ fn wish(request: &SnapshotRequest) -> Result<Wish, ApiError> {
     let Some(parent) = &request.parent else { return Ok(wish) };
     let chain = load::open_own_chain(parent, key.as_ref()).map_err(refused)?;
     wish.since(&chain).map_err(refused)
+}
+
+/// What can be done before the guest has to stand still, for a snapshot that others may be differences to.
+fn watch(machine: &mut Machine, track: bool) -> Result<(), ApiError> {
+    if track {
+        machine.track().map_err(|error| failed(&error))?;
+    }
+    machine.note_written().map(drop).map_err(|error| failed(&error))
 }
 
 fn refused(error: impl std::error::Error + 'static) -> ApiError {

@@ -9,6 +9,7 @@
 //! 6000  handler    7000  code    9000  end of the stack    a000  data
 //! ```
 
+use crate::dirty_log::DirtyLog;
 use crate::fault::Fault;
 use crate::kvm::{During, Ioctl};
 use crate::ram::{GuestRam, RamError};
@@ -91,8 +92,8 @@ pub(crate) enum End {
 /// A VM with one vCPU.
 pub(crate) struct Bench {
     pub(crate) vcpu: VcpuFd,
-    _vm: Arc<VmFd>,
-    ram: GuestRam,
+    vm: Arc<VmFd>,
+    pub(crate) ram: GuestRam,
 }
 
 impl Bench {
@@ -102,7 +103,7 @@ impl Bench {
         let vcpu = vm.create_vcpu(0).during("KVM_CREATE_VCPU")?;
         let entries = CpuId::from_entries(entries).expect("KVM's own entries fit into its own limit");
         vcpu.set_cpuid2(&entries).during("KVM_SET_CPUID2")?;
-        let bench = Self { vcpu, _vm: vm, ram };
+        let bench = Self { vcpu, vm, ram };
         bench.write_tables()?;
         Ok(bench)
     }
@@ -116,6 +117,11 @@ impl Bench {
         // A 64-bit interrupt gate (Intel SDM 3A, 6.14.1); the handler is below 64 KiB.
         let gate = HANDLER | 8 << 16 | 0x8e00 << 32;
         self.write(IDT + BREAKPOINT * 16, &gate.to_le_bytes())
+    }
+
+    /// Begins to log what is written into its memory.
+    pub(crate) fn log(&self) -> Result<DirtyLog, ProbeError> {
+        Ok(DirtyLog::start(&self.vm, &self.ram)?)
     }
 
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), ProbeError> {

@@ -5,6 +5,7 @@
 use crate::cpuid;
 use crate::fault::Fault;
 use crate::kvm::{During, Ioctl};
+use crate::layout::PAGE_SIZE;
 use crate::probe::{Bench, DATA, End, LIMIT, ProbeError, Ring};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_regs};
 use kvm_ioctls::Kvm;
@@ -83,8 +84,10 @@ impl<'a> Examiner<'a> {
 const NO_BOOT: &str = "Linux guests do not boot";
 const NO_FIDELITY: &str = "restored guests differ";
 
+const NO_LOG: &str = "no --track";
+
 /// Every question. Those that decide about Linux come first.
-pub(crate) const PROBES: [Probe; 10] = [
+pub(crate) const PROBES: [Probe; 11] = [
     Probe { name: "lock cmpxchg16b in ring 0", without: NO_BOOT, linux_needs_it: true, ask: cmpxchg16b },
     Probe { name: "popcnt in ring 0", without: NO_BOOT, linux_needs_it: true, ask: popcnt },
     Probe { name: "int3 in ring 0", without: NO_BOOT, linux_needs_it: true, ask: int3 },
@@ -95,6 +98,7 @@ pub(crate) const PROBES: [Probe; 10] = [
     Probe { name: "CPUID leaf can be added", without: NO_FIDELITY, linux_needs_it: false, ask: cpuid_leaf },
     Probe { name: "CPUID bit can be hidden", without: NO_FIDELITY, linux_needs_it: false, ask: cpuid_bit },
     Probe { name: "TSC can be set", without: NO_FIDELITY, linux_needs_it: false, ask: tsc },
+    Probe { name: "dirty log has every write", without: NO_LOG, linux_needs_it: false, ask: dirty_log },
 ];
 
 /// An instruction, and how a disassembler writes it.
@@ -136,6 +140,7 @@ const SWAP_XMM: &[Line] = &[
 ];
 const CPUID: &[Line] = &[(&[0x0f, 0xa2], "cpuid"), END];
 const RDTSC: &[Line] = &[(&[0x0f, 0x31], "rdtsc"), END];
+const STORE: &[Line] = &[(&[0x48, 0x89, 0x07], "mov [rdi],rax"), END];
 const COUNT_DOWN: &[Line] = &[(&[0x48, 0xff, 0xc9], "dec rcx"), (&[0x75, 0xfb], "jne short 0"), END];
 
 /// What a handler, or code that has nothing to compute, leaves in AL.
@@ -289,6 +294,28 @@ fn tsc(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
     }))
 }
 
+/// Writes from both rings, the second time when the first was told.
+fn dirty_log(with: &mut Examiner<'_>) -> Result<Finding, ProbeError> {
+    let page = DATA / PAGE_SIZE;
+    let bench = with.bench()?;
+    let log = bench.log()?;
+    let mut finding = Finding::Works;
+    for (round, ring) in [(1, "ring 0"), (2, "ring 3"), (3, "ring 0"), (4, "ring 3")] {
+        let regs = kvm_regs { rax: round, rdi: DATA, ..Default::default() };
+        let end = match ring {
+            "ring 0" => bench.run(&code(STORE), regs, Ring::Kernel)?,
+            _ => run_as_user(bench, STORE, regs)?,
+        };
+        let logged = log.take()?.contains(page);
+        finding = judge(end, |_| match logged {
+            true => finding,
+            false => Finding::Fails(format!("a write in {ring} is not in it")),
+        });
+    }
+    log.stop();
+    Ok(finding)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,9 +323,10 @@ mod tests {
 
     #[test]
     fn the_machine_code_is_what_it_says() {
-        for lines in
-            [CMPXCHG16B, POPCNT, INT3, CLAC, XRSTOR, SYSCALL, ARRIVED, SWAP_XMM, CPUID, RDTSC, COUNT_DOWN]
-        {
+        for lines in [
+            CMPXCHG16B, POPCNT, INT3, CLAC, XRSTOR, SYSCALL, ARRIVED, SWAP_XMM, CPUID, RDTSC, STORE,
+            COUNT_DOWN,
+        ] {
             let bytes = code(lines);
             let decoder = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE);
             let decoded: Vec<String> = decoder.into_iter().map(|instruction| text(&instruction)).collect();

@@ -13,7 +13,8 @@ mod page_map;
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};
 use changes::Changes;
-pub use changes::ChangesError;
+pub use changes::{ChangesError, Epoch};
+use devices::{Marks, Memory, MemoryRegion};
 pub(crate) use fresh::fresh;
 pub use layers::{Layer, MAPPED_MAX};
 pub(crate) use page_map::GONE;
@@ -25,11 +26,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use vm_memory::bitmap::{Bitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +70,7 @@ pub struct FileRange {
 /// A guest's RAM. A clone is the same RAM.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
-    memory: GuestMemoryMmap,
+    memory: Memory,
     windows: Vec<Window>,
     pages: Arc<PageMap>,
     kind: Kind,
@@ -98,13 +97,13 @@ pub struct Window {
     /// Guest physical address at which address 0 of the memory is seen.
     pub base: u64,
     /// What is seen.
-    pub memory: GuestMemoryMmap,
+    pub memory: Memory,
 }
 
 /// Writes guest RAM, wherever that is. Where it is a snapshot's mapping, by a system call, as it is read.
 #[derive(Clone, Debug)]
 pub struct RamWriter {
-    memory: GuestMemoryMmap,
+    memory: Memory,
     mem: Option<Arc<File>>,
 }
 
@@ -118,7 +117,9 @@ impl RamWriter {
             return self.memory.write_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other);
         };
         let target = self.memory.get_slice(GuestAddress(gpa), bytes.len()).map_err(io::Error::other)?;
-        mem.write_all_at(bytes, target.ptr_guard().as_ptr() as u64).map_err(|_| io::Error::other(SHORTENED))
+        let written = mem.write_all_at(bytes, target.ptr_guard().as_ptr() as u64);
+        target.bitmap().mark_dirty(0, bytes.len());
+        written.map_err(|_| io::Error::other(SHORTENED))
     }
 }
 
@@ -145,7 +146,7 @@ impl GuestRam {
         Ok(Self::of(memory, Kind::Fresh, PageMap::open(None)?))
     }
 
-    fn of(memory: GuestMemoryMmap, kind: Kind, pages: PageMap) -> Self {
+    fn of(memory: Memory, kind: Kind, pages: PageMap) -> Self {
         let (pages, layers, changes) = (Arc::new(pages), Arc::default(), Arc::default());
         Self { memory, windows: Vec::new(), pages, kind, watches: Vec::new(), layers, changes }
     }
@@ -165,7 +166,7 @@ impl GuestRam {
         let ends = self.memory.iter().filter_map(|region| Some((region.file_offset()?, region.len())));
         let end = ends.map(|(behind, len)| behind.start() + len).max();
         let file = self.memory.iter().find_map(|region| Some(region.file_offset()?.arc().clone()));
-        let place = |region: &GuestRegionMmap| {
+        let place = |region: &MemoryRegion| {
             let start = region.as_ptr() as usize;
             start..start + region.len() as usize
         };
@@ -224,7 +225,7 @@ impl GuestRam {
     }
 
     /// The mapped memory.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
@@ -249,8 +250,7 @@ impl GuestRam {
     /// Bytes of the host's memory that this RAM takes for itself: what a snapshot's mapping shares with the file is not
     /// counted. Zero where the host won't say.
     pub fn resident_bytes(&self) -> u64 {
-        let own =
-            |region: &GuestRegionMmap| self.pages.pages_of_its_own(region.as_ptr() as u64, region.len());
+        let own = |region: &MemoryRegion| self.pages.pages_of_its_own(region.as_ptr() as u64, region.len());
         self.memory.iter().map(|region| own(region).unwrap_or(0) * PAGE_SIZE).sum()
     }
 
@@ -288,23 +288,33 @@ impl GuestRam {
     }
 }
 
-fn map(file: &Arc<File>, range: FileRange) -> Result<GuestRegionMmap, RamError> {
+fn map(file: &Arc<File>, range: FileRange) -> Result<MemoryRegion, RamError> {
     let behind = FileOffset::from_arc(file.clone(), range.offset);
-    let builder = MmapRegionBuilder::new(range.len as usize).with_file_offset(behind);
+    let builder = builder(range.len).with_file_offset(behind);
     region(builder, libc::MAP_PRIVATE | libc::MAP_NORESERVE, range.gpa, range.len)
 }
 
-fn region(builder: MmapRegionBuilder, flags: i32, gpa: u64, len: u64) -> Result<GuestRegionMmap, RamError> {
+/// Memory whose pages can be marked.
+fn builder(len: u64) -> MmapRegionBuilder<Marks> {
+    MmapRegionBuilder::new_with_bitmap(len as usize, Marks::with_len(len as usize))
+}
+
+fn region(
+    builder: MmapRegionBuilder<Marks>,
+    flags: i32,
+    gpa: u64,
+    len: u64,
+) -> Result<MemoryRegion, RamError> {
     let builder = builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).with_mmap_flags(flags);
     let region = builder.build().map_err(|error| unmapped(gpa, len, error))?;
-    let region = GuestRegionMmap::new(region, GuestAddress(gpa));
+    let region = MemoryRegion::new(region, GuestAddress(gpa));
     let region = region.ok_or_else(|| unmapped(gpa, len, "address overflow"))?;
     advise(&region, libc::MADV_DONTFORK);
     Ok(region)
 }
 
 /// A host that knows no such advice does without.
-fn advise(region: &GuestRegionMmap, advice: i32) {
+fn advise(region: &MemoryRegion, advice: i32) {
     // SAFETY: the range is the region's mapping; none of the advice given here changes what is in it.
     unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
 }
@@ -313,8 +323,8 @@ fn unmapped(gpa: u64, bytes: u64, reason: impl ToString) -> RamError {
     RamError::Map { gpa, bytes, reason: reason.to_string() }
 }
 
-fn collect(regions: Vec<GuestRegionMmap>) -> Result<GuestMemoryMmap, RamError> {
-    GuestMemoryMmap::from_regions(regions).map_err(|error| unmapped(0, 0, error))
+fn collect(regions: Vec<MemoryRegion>) -> Result<Memory, RamError> {
+    Memory::from_regions(regions).map_err(|error| unmapped(0, 0, error))
 }
 
 /// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`). Past its end there is no hole, though

@@ -99,6 +99,8 @@ impl Machine {
         time: TimePolicy,
         ends: HostEnds,
     ) -> Result<Self, RestoreError> {
+        // Whoever had the RAM before watched it in another VM.
+        ram.end_epochs();
         let vm = vm::furnish(ground.vm, Some(&ram))?;
         let host = Arc::new(vm::host_vcpu(&vm, ground.msr_list));
         let vcpus = restore_vcpus(&vm, state, &host, time)?;
@@ -116,6 +118,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             board,
+            log: None,
             vm,
             ram,
             disks: ends.disks,

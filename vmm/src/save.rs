@@ -3,26 +3,26 @@
 //! In: a [`PausedMachine`], a path. Out: the file, whole under its name or not there at all. Holds: what a host must
 //! offer is read off the state itself; a person reads it in the manifest, and a restore holds the state against the host.
 
+mod notes;
+mod reading;
+
 use crate::capture::MachineState;
 use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError, Unclaimed};
 use crate::frozen::{FreezeError, FrozenRam};
 use crate::kvm::Ioctl;
 use crate::machine::PausedMachine;
-use crate::ram::{ChangesError, GuestRam};
-use crate::vcpu_state::VcpuState;
+use crate::ram::{ChangesError, Epoch, GuestRam};
 use crate::vmcoreinfo::Place;
-use crate::voucher::Voucher;
-use crate::{cpuid, kernel, layout};
+use notes::{Notes, debugger_registers};
+use reading::{ReadRam, Reading, SavedRam};
 use snapshot::chain::CHAIN_MAX;
 use snapshot::{
-    About, Chain, ChainError, ChunkContent, Contents, Delta, Elfcorehdr, GenerationId, GuestKernel, HostNeed,
-    NeedValue, PageSet, Parent, RamRange, RamSource, Registers, SealKey, Section, SectionError, SectionRef,
-    Snapshot, Summary, UnverifiedSnapshot, WriteError,
+    About, Chain, ChainError, Contents, Delta, Elfcorehdr, GenerationId, PageSet, Parent, SealKey, Section,
+    SectionError, SectionRef, Snapshot, Summary, UnverifiedSnapshot, WriteError,
 };
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::sync::atomic::AtomicBool;
 
 /// Version of the encoding of every section.
 pub const SECTION_VERSION: u32 = 2;
@@ -42,10 +42,6 @@ pub const NEED_VENDOR: &str = "cpu vendor";
 pub const NEED_XSAVE: &str = "xsave bytes";
 /// The TSC's frequency in kHz, which a host must have or be able to scale to.
 pub const NEED_TSC: &str = "tsc kHz";
-
-/// What every machine has.
-const DEVICES: [&str; 7] =
-    ["COM1", "i8042", "RTC", "ACPI registers", "panic device", "VM generation id", "exit port"];
 
 /// Name of the section with a vCPU's state.
 pub fn vcpu_section(index: usize) -> String {
@@ -184,8 +180,11 @@ struct Taken {
     kept: Unclaimed,
     memory: u64,
     path: PathBuf,
-    parent: Option<Parent>,
+    /// The snapshot that it is a difference to, with what was written since, if it was watched who writes.
+    since: Option<(Option<PageSet>, Parent)>,
     key: Option<SealKey>,
+    /// Begins with it, if it is watched who writes from now on.
+    epoch: Option<Epoch>,
 }
 
 impl Taken {
@@ -193,11 +192,16 @@ impl Taken {
         let Wish { path, care, parent, key } = wish;
         parent.as_ref().map_or(Ok(()), |parent| paused.ram().expect_known_since(parent))?;
         let disks = &paused.machine().disks;
-        let taken = Self::with_disks(paused, &path, care.at_once, |generation| {
+        let mut taken = Self::with_disks(paused, &path, care.at_once, |generation| {
             disk::sync(disks)?;
             disk::record(disks, care, &path, generation)
         })?;
-        Ok(Self { parent, key, ..taken })
+        // The devices are done with what they had under way, so that nobody writes RAM any more.
+        let tracked = paused.machine().note_written()?;
+        let written = |parent: Parent| (paused.ram().written_since(&parent), parent);
+        (taken.since, taken.key) = (parent.map(written), key);
+        taken.epoch = tracked.then(|| paused.ram().begin_epoch(taken.notes.about.generation));
+        Ok(taken)
     }
 
     /// The disks are recorded after the capture has let them finish what was under way.
@@ -215,12 +219,12 @@ impl Taken {
         let vmcoreinfo = vmcoreinfo.map_err(SaveError::ReadRam)?;
         let notes = Notes::new(&state, &records, generation, vmcoreinfo)?;
         let (memory, path) = (state.shape.memory, path.to_owned());
-        Ok(Self { notes, records, kept, memory, path, parent: None, key: None })
+        Ok(Self { notes, records, kept, memory, path, since: None, key: None, epoch: None })
     }
 
     fn write(self, ram: &dyn ReadRam, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SaveError> {
-        let delta = self.parent.map(|parent| {
-            let changed = ram.changed_since(&parent)?;
+        let delta = self.since.map(|(written, parent)| {
+            let changed = written.map_or_else(|| ram.changed_since(&parent), Ok)?;
             Ok::<_, SaveError>(Delta { parent, changed })
         });
         let delta = delta.transpose()?;
@@ -232,6 +236,9 @@ impl Taken {
             self.kept.claim();
         }
         let summary = written?;
+        if let Some(epoch) = self.epoch {
+            epoch.is_whole(summary.ram_digest);
+        }
         disk::remove_kept(&replaced, &self.records, &self.path);
         Ok(summary)
     }
@@ -261,74 +268,6 @@ impl Frozen {
     ) -> Result<Summary, SaveError> {
         self.ram.yield_first();
         self.taken.write(&Reading { ram: &self.ram, cancelled }, progress)
-    }
-}
-
-/// Guest RAM to be read once, by several threads.
-trait ReadRam: Sync {
-    /// As [`GuestRam::read_touched`].
-    fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool>;
-
-    /// As [`GuestRam::read`].
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()>;
-
-    /// As [`GuestRam::changed_since`].
-    fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError>;
-
-    /// Whether what was read can be relied upon.
-    fn finish(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl ReadRam for GuestRam {
-    fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
-        self.read_touched(gpa, buf)
-    }
-
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.read(gpa, buf)
-    }
-
-    fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
-        self.changed_since(parent)
-    }
-}
-
-/// Frozen RAM, until it is needed no more.
-struct Reading<'a> {
-    ram: &'a FrozenRam,
-    cancelled: &'a AtomicBool,
-}
-
-impl ReadRam for Reading<'_> {
-    fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
-        self.is_wanted()?;
-        let touched = self.ram.ram().read_touched(gpa, buf)?;
-        self.ram.release(gpa, buf.len() as u64);
-        Ok(touched)
-    }
-
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.is_wanted()?;
-        self.ram.ram().read(gpa, buf)?;
-        self.ram.release(gpa, buf.len() as u64);
-        Ok(())
-    }
-
-    fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
-        self.ram.ram().changed_since(parent)
-    }
-
-    fn finish(&self) -> io::Result<()> {
-        self.ram.check(&|| self.is_wanted())
-    }
-}
-
-impl Reading<'_> {
-    fn is_wanted(&self) -> io::Result<()> {
-        let cancelled = self.cancelled.load(Ordering::SeqCst);
-        if cancelled { Err(io::Error::other("the VM was stopped meanwhile")) } else { Ok(()) }
     }
 }
 
@@ -380,157 +319,9 @@ pub(crate) fn rewrite(
     let ram = SavedRam::new(ram, state.shape.memory);
     Ok(snapshot::write_sealed(path, &notes.contents(&ram), key, progress)?)
 }
-
-/// All of a snapshot but its RAM.
-struct Notes {
-    about: About,
-    vcpus: Vec<Registers>,
-    vmcoreinfo: Option<Vec<u8>>,
-    sections: Vec<Section>,
-}
-
-impl Notes {
-    fn new(
-        state: &MachineState,
-        records: &[DiskRecord],
-        generation: GenerationId,
-        vmcoreinfo: Option<Vec<u8>>,
-    ) -> Result<Self, SectionError> {
-        let mut sections = sections(state)?;
-        sections.push(Section::encode(DISKS, SECTION_VERSION, &records)?);
-        if let Some(voucher) = Voucher::give(&state.vcpus) {
-            sections.push(Section::encode(VOUCHER, SECTION_VERSION, &voucher)?);
-        }
-        let vcpus = state.vcpus.iter().map(debugger_registers).collect();
-        Ok(Self { about: about(state, generation), vcpus, vmcoreinfo, sections })
-    }
-
-    fn contents<'a>(&'a self, ram: &'a SavedRam) -> Contents<'a> {
-        let vmcoreinfo = self.vmcoreinfo.as_deref();
-        Contents {
-            about: self.about.clone(),
-            vcpus: &self.vcpus,
-            vmcoreinfo,
-            sections: &self.sections,
-            ram,
-            delta: None,
-        }
-    }
-}
-
 /// The disks of a snapshot that is to be replaced; none of what is no snapshot.
 fn records_at(path: &Path) -> Option<Vec<DiskRecord>> {
     let snapshot = UnverifiedSnapshot::open(path).ok()?.verify_link().ok()?;
     let records: Vec<DiskRecord> = snapshot.section(DISKS)?.decode(SECTION_VERSION).ok()?;
     disk::check(&records).ok().map(|()| records)
-}
-
-fn sections(state: &MachineState) -> Result<Vec<Section>, SectionError> {
-    let mut sections = vec![
-        Section::encode(SHAPE, SECTION_VERSION, &state.shape)?,
-        Section::encode(VM, SECTION_VERSION, &state.vm)?,
-        Section::encode(BOARD, SECTION_VERSION, &state.board)?,
-    ];
-    for (index, vcpu) in state.vcpus.iter().enumerate() {
-        sections.push(Section::encode(&vcpu_section(index), SECTION_VERSION, vcpu)?);
-    }
-    Ok(sections)
-}
-
-fn about(state: &MachineState, generation: GenerationId) -> About {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let version = state.shape.kernel.version.clone();
-    About {
-        generation,
-        created_unix_ns: now.as_nanos() as u64,
-        writer: concat!("vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
-        kernel: GuestKernel {
-            release: version.as_deref().map(|version| kernel::release(version).to_owned()),
-            version,
-            build_id: state.shape.kernel.build_id.clone(),
-        },
-        host_needs: host_needs(&state.vcpus[0]),
-        devices: device_names(state),
-    }
-}
-
-fn device_names(state: &MachineState) -> Vec<String> {
-    let fixed = DEVICES.map(str::to_owned);
-    let virtio = state.board.virtio.iter().map(|slot| format!("{} `{}`", slot.device.kind(), slot.id));
-    fixed.into_iter().chain(virtio).collect()
-}
-
-fn host_needs(vcpu: &VcpuState) -> Vec<HostNeed> {
-    let text = |name: &str, value: String| HostNeed { name: name.to_owned(), value: NeedValue::Text(value) };
-    let number = |name: &str, value| HostNeed { name: name.to_owned(), value: NeedValue::Number(value) };
-    let mut needs =
-        vec![text(NEED_VENDOR, cpuid::vendor(&vcpu.cpuid)), number(NEED_XSAVE, vcpu.xsave.len() as u64)];
-    needs.extend(vcpu.tsc_khz.map(|khz| number(NEED_TSC, u64::from(khz))));
-    needs
-}
-
-/// What a debugger shows of a vCPU.
-fn debugger_registers(vcpu: &VcpuState) -> Registers {
-    let r = &vcpu.regs;
-    let [cs, ds, es, fs, gs, ss, ..] = vcpu.sregs.segments;
-    Registers {
-        rax: r.rax,
-        rbx: r.rbx,
-        rcx: r.rcx,
-        rdx: r.rdx,
-        rsi: r.rsi,
-        rdi: r.rdi,
-        rbp: r.rbp,
-        rsp: r.rsp,
-        r8: r.r8,
-        r9: r.r9,
-        r10: r.r10,
-        r11: r.r11,
-        r12: r.r12,
-        r13: r.r13,
-        r14: r.r14,
-        r15: r.r15,
-        rip: r.rip,
-        rflags: r.rflags,
-        cs: cs.selector,
-        ds: ds.selector,
-        es: es.selector,
-        fs: fs.selector,
-        gs: gs.selector,
-        ss: ss.selector,
-        fs_base: fs.base,
-        gs_base: gs.base,
-    }
-}
-
-/// Guest RAM as the snapshot's writer reads it.
-struct SavedRam<'a> {
-    ram: &'a dyn ReadRam,
-    ranges: Vec<RamRange>,
-}
-
-impl<'a> SavedRam<'a> {
-    fn new(ram: &'a dyn ReadRam, memory: u64) -> Self {
-        let ranges = layout::ram_ranges(memory).into_iter().map(|(gpa, len)| RamRange { gpa, len }).collect();
-        Self { ram, ranges }
-    }
-}
-
-impl RamSource for SavedRam<'_> {
-    fn ranges(&self) -> &[RamRange] {
-        &self.ranges
-    }
-
-    fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent> {
-        let touched = self.ram.read_touched(gpa, buf)?;
-        Ok(if touched { ChunkContent::Data } else { ChunkContent::Zero })
-    }
-
-    fn read_pages(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.ram.read(gpa, buf)
-    }
-
-    fn finish(&self) -> io::Result<()> {
-        self.ram.finish()
-    }
 }

@@ -8,9 +8,10 @@ use crate::kvm::{During, Ioctl};
 use crate::layout;
 use crate::ram::GuestRam;
 use crate::vcpu_state::HostVcpu;
+use devices::MemoryRegion;
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
-    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::sync::Arc;
@@ -121,21 +122,33 @@ pub fn host_vcpu(vm: &VmFd, msr_list: Vec<u32>) -> HostVcpu {
     HostVcpu { msr_list, xsave_size: vm.check_extension_int(Cap::Xsave2).max(4096) as usize }
 }
 
+/// Guest RAM takes the first slots, in order; windows follow.
 fn register_memslots(vm: &VmFd, ram: &GuestRam) -> Result<(), Ioctl> {
     let own = ram.memory().iter().map(|region| (0, 0, region));
     let windows = ram.windows().iter();
     let windows =
         windows.flat_map(|window| window.memory.iter().map(|region| (window.base, KVM_MEM_READONLY, region)));
-    for (slot, (base, flags, region)) in own.chain(windows).enumerate() {
-        let memslot = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags,
-            guest_phys_addr: base + region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping lives as long as the machine: `Machine` holds VM and RAM and drops the VM first.
-        unsafe { vm.set_user_memory_region(memslot) }.during("KVM_SET_USER_MEMORY_REGION")?;
-    }
-    Ok(())
+    let mut slots = own.chain(windows).zip(0..);
+    slots.try_for_each(|((base, flags, region), slot)| set_memslot(vm, slot, base, flags, region))
+}
+
+/// Has KVM log the pages of RAM that are written by the guest, or by KVM for it, or no longer. The guest may run.
+///
+/// # Errors
+/// The failed call.
+pub(crate) fn log_writes(vm: &VmFd, ram: &GuestRam, log: bool) -> Result<(), Ioctl> {
+    let flags = if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+    ram.memory().iter().zip(0..).try_for_each(|(region, slot)| set_memslot(vm, slot, 0, flags, region))
+}
+
+fn set_memslot(vm: &VmFd, slot: u32, base: u64, flags: u32, region: &MemoryRegion) -> Result<(), Ioctl> {
+    let memslot = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: base + region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the mapping lives as long as the machine: `Machine` holds VM and RAM and drops the VM first.
+    unsafe { vm.set_user_memory_region(memslot) }.during("KVM_SET_USER_MEMORY_REGION")
 }

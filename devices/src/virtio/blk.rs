@@ -10,13 +10,14 @@
 
 use super::disk::{Completion, DiskEngine, Operation, SECTOR};
 use super::{Broken, Chain, Device, Guest, Segments, TURN};
+use crate::Memory;
 use crate::Persist;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// Entries of the queue, and so the most requests under way.
 const QUEUE: u16 = 256;
@@ -110,7 +111,7 @@ pub struct BlkHost {
     /// The disk.
     pub engine: Box<dyn DiskEngine>,
     /// Guest RAM, in which the requests of a restored device have to lie.
-    pub memory: GuestMemoryMmap,
+    pub memory: Memory,
 }
 
 /// A block device.
@@ -166,7 +167,7 @@ impl Blk {
         header: &[u8; HEADER as usize],
         chain: &Chain,
         room: u64,
-        memory: &GuestMemoryMmap,
+        memory: &Memory,
     ) -> Result<Parsed, Broken> {
         let (kind, sector) = (le32(&header[0..]), le64(&header[8..]));
         let data = chain.readable.slice(HEADER, u64::MAX);
@@ -197,7 +198,7 @@ impl Blk {
         within && !(self.state.read_only && operation.writes())
     }
 
-    fn identify(&self, chain: &Chain, room: u64, memory: &GuestMemoryMmap) -> Result<Parsed, Broken> {
+    fn identify(&self, chain: &Chain, room: u64, memory: &Memory) -> Result<Parsed, Broken> {
         let mut id = [0; SERIAL_MAX];
         let serial = self.state.serial.as_bytes();
         id[..serial.len()].copy_from_slice(serial);
@@ -260,7 +261,7 @@ impl Parsed {
 }
 
 /// One range, because that is what the configuration allows (section 5.2.6.2).
-fn zeroes(data: &Segments, memory: &GuestMemoryMmap, write: bool) -> Result<Parsed, Broken> {
+fn zeroes(data: &Segments, memory: &Memory, write: bool) -> Result<Parsed, Broken> {
     let mut range = [0; HEADER as usize];
     if data.len() != HEADER || data.read(memory, 0, &mut range)? < range.len() {
         return Ok(Parsed::Answer(Status::IoErr, 0));
@@ -416,7 +417,7 @@ impl Persist for Blk {
 }
 
 impl Blk {
-    fn could_have_taken(&self, request: &Request, memory: &GuestMemoryMmap) -> bool {
+    fn could_have_taken(&self, request: &Request, memory: &Memory) -> bool {
         let in_ram = match &request.operation {
             Operation::Read { into: segments, .. } | Operation::Write { from: segments, .. } => {
                 segments.are_in(memory) && segments.as_slice().len() <= Segments::MAX

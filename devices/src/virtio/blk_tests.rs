@@ -29,23 +29,23 @@ struct Inside {
 #[derive(Clone)]
 struct MemoryDisk {
     inside: Arc<Mutex<Inside>>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     event: Arc<OwnedFd>,
 }
 
 impl MemoryDisk {
-    fn new(memory: &GuestMemoryMmap) -> Self {
+    fn new(memory: &Memory) -> Self {
         let inside = Inside { bytes: vec![0; SIZE as usize], may_do: usize::MAX, ..Inside::default() };
         Self::of(Arc::new(Mutex::new(inside)), memory)
     }
 
-    fn of(inside: Arc<Mutex<Inside>>, memory: &GuestMemoryMmap) -> Self {
+    fn of(inside: Arc<Mutex<Inside>>, memory: &Memory) -> Self {
         let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
         Self { inside, memory: memory.clone(), event }
     }
 
     /// The same disk as another process opens it: what was under way has been cut off.
-    fn reopened(&self, memory: &GuestMemoryMmap) -> Self {
+    fn reopened(&self, memory: &Memory) -> Self {
         let mut inside = self.inside.lock().unwrap();
         inside.waiting.clear();
         inside.done.clear();
@@ -67,7 +67,7 @@ impl MemoryDisk {
 }
 
 impl Inside {
-    fn apply(&mut self, operation: &Operation, memory: &GuestMemoryMmap) -> io::Result<()> {
+    fn apply(&mut self, operation: &Operation, memory: &Memory) -> io::Result<()> {
         if self.fails {
             return Err(io::Error::other("as the test wants it"));
         }

@@ -5,11 +5,12 @@
 
 use super::testing::{Driver, RAM};
 use super::{Device, Mmio, MmioHost, MmioState, Transport};
+use crate::Memory;
 use crate::{BusDevice, Persist};
 use proptest::prelude::*;
 use proptest::{collection::vec, sample::Index};
 use std::time::Instant;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Without this feature no device of ours is driven.
 const VERSION_1: u64 = 1 << 32;
@@ -71,7 +72,7 @@ fn act() -> impl Strategy<Value = Act> {
 /// Does it all, and returns the driver at the end.
 pub(crate) fn attack<D: Device + Persist>(
     state: D::State,
-    mut host: impl FnMut(&GuestMemoryMmap) -> D::Host,
+    mut host: impl FnMut(&Memory) -> D::Host,
     acts: Vec<Act>,
 ) -> Driver<D> {
     let memory = super::testing::ram();
@@ -84,11 +85,7 @@ pub(crate) fn attack<D: Device + Persist>(
     driver
 }
 
-fn perform<D: Device + Persist>(
-    driver: &mut Driver<D>,
-    host: &mut impl FnMut(&GuestMemoryMmap) -> D::Host,
-    act: Act,
-) {
+fn perform<D: Device + Persist>(driver: &mut Driver<D>, host: &mut impl FnMut(&Memory) -> D::Host, act: Act) {
     match act {
         Act::Access(offset, mut data) => {
             assert_eq!(driver.device.write(offset, &data), None);
@@ -128,13 +125,13 @@ fn encoded<D: Device + Persist>(device: &Mmio<D>) -> Vec<u8> {
 
 fn ends<D: Device + Persist>(
     driver: &Driver<D>,
-    host: &mut impl FnMut(&GuestMemoryMmap) -> D::Host,
+    host: &mut impl FnMut(&Memory) -> D::Host,
 ) -> MmioHost<D::Host> {
     let device = host(&driver.memory);
     MmioHost { memory: driver.memory.clone(), irq: Box::new(driver.irq.clone()), device }
 }
 
-fn restore<D: Device + Persist>(driver: &mut Driver<D>, host: &mut impl FnMut(&GuestMemoryMmap) -> D::Host) {
+fn restore<D: Device + Persist>(driver: &mut Driver<D>, host: &mut impl FnMut(&Memory) -> D::Host) {
     let saved = encoded(&driver.device);
     let state: MmioState<D::State> = postcard::from_bytes(&saved).unwrap();
     let ends = ends(driver, host);
@@ -146,7 +143,7 @@ fn restore<D: Device + Persist>(driver: &mut Driver<D>, host: &mut impl FnMut(&G
 /// A file whose checksums are right, and whose contents are not. If it is refused, the good one is restored.
 fn forge<D: Device + Persist>(
     driver: &mut Driver<D>,
-    host: &mut impl FnMut(&GuestMemoryMmap) -> D::Host,
+    host: &mut impl FnMut(&Memory) -> D::Host,
     bytes: &[(Index, u8)],
 ) {
     let mut saved = encoded(&driver.device);

@@ -9,11 +9,11 @@ use super::registers::{
     USED_BUFFER, status,
 };
 use super::{Broken, Device, Guest};
+use crate::Memory;
 use crate::{BusDevice, Interrupt, Persist, Request};
 use serde::{Deserialize, Serialize};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
-use vm_memory::GuestMemoryMmap;
 
 /// A transport, whatever the device behind it.
 pub trait Transport: BusDevice {
@@ -47,7 +47,7 @@ pub struct MmioState<S> {
 /// What a transport needs of the host.
 pub struct MmioHost<H> {
     /// Guest RAM.
-    pub memory: GuestMemoryMmap,
+    pub memory: Memory,
     /// The window's interrupt. Its edge may be on its way still when a machine is captured: what the driver has not
     /// acknowledged is raised again by [`Transport::start`].
     pub irq: Box<dyn Interrupt>,
@@ -81,7 +81,7 @@ pub struct Mmio<D> {
     queues: Vec<Queue>,
     broken: Option<Broken>,
     unfinished: u64,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     irq: Box<dyn Interrupt>,
     device: D,
 }

@@ -161,7 +161,7 @@ fn a_state_that_no_device_can_have_is_refused() {
     let spoil = |spoil: fn(&mut RegistersState)| {
         let mut state = good.clone();
         spoil(state.registers.as_mut().unwrap());
-        let memory = GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), RAM)]).unwrap();
+        let memory = Memory::from_ranges(&[(vm_memory::GuestAddress(0), RAM)]).unwrap();
         let irq = Box::new(Line::default());
         Mmio::<Rng>::from_state(&state, MmioHost { memory, irq, device: sevens() }).is_err()
     };

@@ -35,9 +35,9 @@ pub use registers::{QUEUE_NOTIFY, RegistersState};
 pub use rng::{Entropy, Rng};
 pub use vsock::{HostEvent, StreamId, UnixVsock, Vsock, VsockHost, VsockState, VsockStateError};
 
+use crate::Memory;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
-use vm_memory::GuestMemoryMmap;
 
 /// Most buffers that a device takes from a queue before others have their turn. A driver on another vCPU can lend them as fast as
 /// they come back; whoever waits for the device, or for its thread, must not wait for that.
@@ -113,7 +113,7 @@ pub trait Device: Send {
 /// The driver's side of a device while the device works: its memory and its queues.
 pub struct Guest<'a> {
     /// Guest RAM.
-    pub memory: &'a GuestMemoryMmap,
+    pub memory: &'a Memory,
     queues: &'a mut [Queue],
     config_changed: bool,
     /// A bit for each queue.
@@ -121,7 +121,7 @@ pub struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    fn new(memory: &'a GuestMemoryMmap, queues: &'a mut [Queue]) -> Self {
+    fn new(memory: &'a Memory, queues: &'a mut [Queue]) -> Self {
         Self { memory, queues, config_changed: false, unfinished: 0 }
     }
 

@@ -3,10 +3,11 @@
 //! In: rings and descriptors in guest memory, all of them hostile. Out: [`Chain`]s whose every segment lies in guest RAM.
 //! Holds: what is taken is bounded by the queue's size, and what is malformed is [`Broken`], never half a buffer.
 
+use crate::Memory;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use virtio_queue::{self as vq, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// A rule that a driver broke.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,7 +88,7 @@ impl Segments {
     ///
     /// # Errors
     /// A piece outside guest RAM.
-    pub fn read(&self, memory: &GuestMemoryMmap, offset: u64, buf: &mut [u8]) -> Result<usize, Broken> {
+    pub fn read(&self, memory: &Memory, offset: u64, buf: &mut [u8]) -> Result<usize, Broken> {
         let mut done = 0;
         for piece in self.slice(offset, buf.len() as u64).0 {
             let part = &mut buf[done..done + piece.len as usize];
@@ -101,7 +102,7 @@ impl Segments {
     ///
     /// # Errors
     /// A piece outside guest RAM.
-    pub fn write(&self, memory: &GuestMemoryMmap, offset: u64, bytes: &[u8]) -> Result<usize, Broken> {
+    pub fn write(&self, memory: &Memory, offset: u64, bytes: &[u8]) -> Result<usize, Broken> {
         let mut done = 0;
         for piece in self.slice(offset, bytes.len() as u64).0 {
             let part = &bytes[done..done + piece.len as usize];
@@ -112,7 +113,7 @@ impl Segments {
     }
 
     /// Whether every piece has bytes and lies in guest RAM: for those that come from a snapshot.
-    pub fn are_in(&self, memory: &GuestMemoryMmap) -> bool {
+    pub fn are_in(&self, memory: &Memory) -> bool {
         let is_in = |piece: &Segment| {
             piece.len > 0 && memory.check_range(GuestAddress(piece.address), piece.len as usize)
         };
@@ -156,7 +157,7 @@ impl Queue {
         state: &QueueState,
         max_size: u16,
         event_idx: bool,
-        memory: &GuestMemoryMmap,
+        memory: &Memory,
     ) -> Result<Self, Broken> {
         let inner = vq::Queue::try_from(vq::QueueState {
             max_size,
@@ -182,7 +183,7 @@ impl Queue {
     }
 
     /// The next buffer. When there is none, the driver is asked to notify for the next.
-    pub(super) fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<Option<Chain>, Broken> {
+    pub(super) fn pop(&mut self, memory: &Memory) -> Result<Option<Chain>, Broken> {
         if !self.inner.ready() {
             return Ok(None);
         }
@@ -207,7 +208,7 @@ impl Queue {
     }
 
     /// Gives buffers back as one: the driver finds all of them or none. (virtio-queue would show it one after another.)
-    pub(super) fn push(&mut self, memory: &GuestMemoryMmap, used: &[(u16, u32)]) -> Result<(), Broken> {
+    pub(super) fn push(&mut self, memory: &Memory, used: &[(u16, u32)]) -> Result<(), Broken> {
         let (size, mut next) = (self.inner.size(), self.inner.next_used());
         for &(head, len) in used {
             if head >= size {
@@ -225,7 +226,7 @@ impl Queue {
     }
 
     /// Whether the driver wants an interrupt for what was given back since the last time (sections 2.7.7 and 2.7.10).
-    pub(super) fn wants_interrupt(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+    pub(super) fn wants_interrupt(&mut self, memory: &Memory) -> Result<bool, Broken> {
         let pushed = std::mem::take(&mut self.pushed);
         if pushed == 0 {
             return Ok(false);
@@ -255,11 +256,7 @@ fn broken(error: vq::Error) -> Broken {
 }
 
 /// virtio-queue ends a chain where it becomes malformed. Only one whose last descriptor names no next is whole.
-fn checked(
-    chain: vq::DescriptorChain<&GuestMemoryMmap>,
-    queue_size: usize,
-    memory: &GuestMemoryMmap,
-) -> Result<Chain, Broken> {
+fn checked(chain: vq::DescriptorChain<&Memory>, queue_size: usize, memory: &Memory) -> Result<Chain, Broken> {
     let head = chain.head_index();
     let mut whole = Chain { head, ..Chain::default() };
     let mut more = true;

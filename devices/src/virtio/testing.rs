@@ -8,11 +8,12 @@
 //! ```
 
 use super::{Device, Mmio, MmioHost, MmioState, Transport};
+use crate::Memory;
 use crate::{BusDevice, Interrupt, Persist};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 pub(crate) const RAM: usize = 1 << 20;
 const BUFFERS: u64 = 0x2_0000;
@@ -31,13 +32,13 @@ impl Interrupt for Line {
 }
 
 /// Guest RAM.
-pub(crate) fn ram() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
+pub(crate) fn ram() -> Memory {
+    Memory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
 }
 
 pub(crate) struct Driver<D: Device + Persist> {
     pub(crate) device: Mmio<D>,
-    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) memory: Memory,
     pub(crate) irq: Line,
     queues: Vec<Rings>,
     free: u64,
@@ -64,7 +65,7 @@ impl<D: Device + Persist> Driver<D> {
     }
 
     /// A device after reset, in this RAM of [`RAM`] bytes.
-    pub(crate) fn untouched_in(memory: GuestMemoryMmap, state: D::State, host: D::Host) -> Self {
+    pub(crate) fn untouched_in(memory: Memory, state: D::State, host: D::Host) -> Self {
         let irq = Line::default();
         let ends = MmioHost { memory: memory.clone(), irq: Box::new(irq.clone()), device: host };
         let device = Mmio::from_state(&MmioState { registers: None, device: state }, ends).unwrap();

@@ -1,6 +1,7 @@
 //! The story of a machine with every device there is, all of them at work.
 
 use super::disks::{WORK, check_disk, wait_for_commits, worker_with};
+use super::incremental::is_all;
 use super::keeping::captured_again;
 use crate::bridge::{Bridge, ping, until};
 use crate::guests::Guest;
@@ -46,6 +47,10 @@ pub fn every_device(guest: Guest, dir: &Path) -> Result<()> {
     works(&mut vm, &socket)?;
     vm.ask("balloon", &[BALLOON])?;
     until("pages that the guest gives up", || Ok((given_up(&vm)? > 0).then_some(())))?;
+    let [tracked, since] = ["tracked", "since"].map(|name| dir.join(name));
+    vm.ask("snapshot", &["--track", tracked.to_str().context("path")?])?;
+    works(&mut vm, &socket).context("watched")?;
+    is_all(&vm, (&tracked, &since), dir).context("what all of the devices have written")?;
     let second = captured_again(vm, dir)?;
     all_at_work(&load::state(&load::open(&second)?)?.board)?;
 

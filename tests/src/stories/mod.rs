@@ -42,7 +42,7 @@ pub use ending::{ends_with, last_words, types_and_is_answered};
 pub use everything::every_device;
 pub use flock::flock;
 pub use image_kernel::{After, End, outlives, return_cost, suspended_with, vmcore_rate, without_an_image};
-pub use incremental::{chain, refused_parents};
+pub use incremental::{chain, is_all, refused_parents, tracked_chain};
 pub use keeping::{TELL_BOOT_ID, capture_again, follows, rounds, same_boot, second_process};
 pub use kernel_id::knows_its_kernel;
 pub use live::{Pauses, live, live_is_whole, live_leaves_no_trace};

@@ -142,13 +142,14 @@ fn a_name_cannot_speak_to_the_terminal() {
 fn a_snapshot_path_is_made_absolute_and_a_failure_is_told() {
     with_machine(|socket| {
         let here = std::env::current_dir().unwrap().join("a.snap");
-        let command = client::snapshot(Path::new("a.snap"), None, DiskCare::default(), (None, None)).unwrap();
+        let command =
+            client::snapshot(Path::new("a.snap"), None, DiskCare::default(), (None, None), false).unwrap();
         let Reply::Snapshot(summary) = client::call(socket, &command).unwrap() else { panic!("no summary") };
         assert_eq!(summary.path, here);
         assert!(printed(socket, &command, false).contains("1.0 MiB of 64.0 MiB"));
 
         let command =
-            client::snapshot(Path::new("/full"), Some(Then::Stop), DiskCare::default(), (None, None))
+            client::snapshot(Path::new("/full"), Some(Then::Stop), DiskCare::default(), (None, None), false)
                 .unwrap();
         let error = client::call(socket, &command).unwrap_err();
         assert_eq!(error.to_string(), "no space left");
@@ -159,7 +160,7 @@ fn a_snapshot_path_is_made_absolute_and_a_failure_is_told() {
 fn a_path_that_is_not_utf_8_is_refused_before_it_is_sent() {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::OsStr::from_bytes(b"/tmp/\xff");
-    let command = client::snapshot(Path::new(path), None, DiskCare::default(), (None, None)).unwrap();
+    let command = client::snapshot(Path::new(path), None, DiskCare::default(), (None, None), false).unwrap();
     let error = client::call(Path::new("/nonexistent"), &command).unwrap_err();
     assert!(matches!(error, ClientError::Path { .. }), "{error}");
 }

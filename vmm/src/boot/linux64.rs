@@ -5,8 +5,9 @@
 
 use super::{BootError, Handover};
 use crate::layout;
+use devices::Memory;
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 
 // Linux Documentation/arch/x86/boot.rst, "Details of header fields".
 const BOOT_FLAG: u16 = 0xaa55;
@@ -18,7 +19,7 @@ const ALIGNMENT: u32 = 0x20_0000;
 
 /// Writes the zero page.
 pub(super) fn write(
-    mem: &GuestMemoryMmap,
+    mem: &Memory,
     header: Option<setup_header>,
     handover: &Handover,
 ) -> Result<(), BootError> {

@@ -10,10 +10,11 @@
 
 use super::{BootError, Handover};
 use crate::layout;
+use devices::Memory;
 use linux_loader::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 
 const MODULES: u64 = layout::PVH_START_INFO + 0x40;
 const MEMORY_MAP: u64 = layout::PVH_START_INFO + 0x80;
@@ -21,7 +22,7 @@ const MEMORY_MAP: u64 = layout::PVH_START_INFO + 0x80;
 const VERSION: u32 = 1;
 
 /// Writes the start info and what it points to.
-pub(super) fn write(mem: &GuestMemoryMmap, handover: &Handover) -> Result<(), BootError> {
+pub(super) fn write(mem: &Memory, handover: &Handover) -> Result<(), BootError> {
     let info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,
         version: VERSION,
@@ -41,7 +42,7 @@ pub(super) fn write(mem: &GuestMemoryMmap, handover: &Handover) -> Result<(), Bo
     write_map(mem, handover)
 }
 
-fn write_map(mem: &GuestMemoryMmap, handover: &Handover) -> Result<(), BootError> {
+fn write_map(mem: &Memory, handover: &Handover) -> Result<(), BootError> {
     let entry = hvm_memmap_table_entry::default;
     for (address, range) in (MEMORY_MAP..).step_by(size_of_val(&entry())).zip(&handover.map) {
         let (addr, size, type_) = (range.start, range.size, range.kind as u32);

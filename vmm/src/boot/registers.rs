@@ -6,8 +6,8 @@
 use super::{BootError, Entry};
 use crate::kernel::Protocol;
 use crate::layout;
+use devices::Memory;
 use kvm_bindings::{kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs2};
-use vm_memory::GuestMemoryMmap;
 
 // Intel SDM volume 3, 2.5 "Control registers", 2.2.1 "Extended feature enable register".
 const CR0_PE: u64 = 1 << 0;
@@ -134,14 +134,14 @@ fn descriptor(segment: kvm_segment) -> u64 {
 }
 
 /// Writes two null descriptors, code and data at [`layout::GDT`].
-pub(super) fn write_gdt(mem: &GuestMemoryMmap, protocol: Protocol) -> Result<(), BootError> {
+pub(super) fn write_gdt(mem: &Memory, protocol: Protocol) -> Result<(), BootError> {
     let code = code_segment(protocol == Protocol::Linux64);
     let gdt: [u64; GDT_ENTRIES] = [0, 0, descriptor(code), descriptor(data_segment())];
     super::write(mem, "the GDT", layout::GDT, &words(gdt.into_iter()))
 }
 
 /// Writes page tables that map the first 4 GiB one to one with 2 MiB pages: one PML4, one PDPT, four directories.
-pub(super) fn write_page_tables(mem: &GuestMemoryMmap) -> Result<(), BootError> {
+pub(super) fn write_page_tables(mem: &Memory) -> Result<(), BootError> {
     let [pml4, pdpt, directories] = [0, 1, 2].map(|page| layout::PAGE_TABLES + page * layout::PAGE_SIZE);
     let pdpt_entries = (0..4).map(|index| (directories + index * layout::PAGE_SIZE) | PRESENT_WRITABLE);
     let pages = (0..4 * TABLE_ENTRIES).map(|page| (page * LARGE_PAGE) | PRESENT_WRITABLE | LARGE);

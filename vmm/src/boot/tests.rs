@@ -29,7 +29,7 @@ fn source(files: &Files, cmdline: &str) -> BootSource {
     }
 }
 
-fn read<T: ByteValued>(mem: &GuestMemoryMmap, address: u64) -> T {
+fn read<T: ByteValued>(mem: &Memory, address: u64) -> T {
     mem.read_obj(GuestAddress(address)).unwrap()
 }
 

@@ -27,8 +27,11 @@ pub struct SnapshotArgs {
     /// Write only what changed since this snapshot, which the new one then needs; see docs/snapshots.md for when that is known
     #[arg(long, value_name = "FILE")]
     pub parent: Option<PathBuf>,
+    /// From now on watch what is written into the VM's RAM, so that while it runs on this snapshot, and each later one, can be a `--parent`
+    #[arg(long)]
+    pub track: bool,
     /// Save the kernel of this name, which runs beside (vmm prepare), and not the one that is awake
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["then", "with_disks", "digest_disks", "parent", "key", "live", "compress"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["then", "with_disks", "digest_disks", "parent", "track", "key", "live", "compress"])]
     pub kernel: Option<String>,
     /// Seal it with this key, a file of 32 random bytes or more, by which `vmm restore --key` tells it from others'
     #[arg(long, value_name = "FILE")]
@@ -37,7 +40,7 @@ pub struct SnapshotArgs {
     #[arg(long, conflicts_with_all = ["then", "digest_disks"])]
     pub live: bool,
     /// Write an archive, as `vmm pack` does; it takes room for both for a while. Nothing runs from it, and it shares no memory
-    #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["with_disks", "parent"])]
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["with_disks", "parent", "track"])]
     pub compress: Option<CompressChoice>,
 }
 

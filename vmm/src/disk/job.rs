@@ -3,6 +3,7 @@
 //! In: an [`Operation`] on guest RAM. Out: vectors of host addresses, and what to do next after a call that did a part. Holds:
 //! guest RAM stays mapped for as long as a job names its addresses, and what a read has filled is marked as written.
 
+use devices::Memory;
 use devices::virtio::{Operation, Segments};
 use rustix::fs::FallocateFlags;
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 /// Most vectors of one call (`IOV_MAX`).
 const VECTORS_MAX: usize = 1024;
@@ -42,7 +43,7 @@ pub(super) struct Transfer {
     /// The first that is not done.
     next: usize,
     segments: Segments,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 // SAFETY: the vectors' pointers are into `memory`, which is shared between threads anyway and stays mapped as long as the
@@ -52,7 +53,7 @@ unsafe impl Send for Transfer {}
 impl Job {
     /// # Errors
     /// Bytes outside guest RAM.
-    pub(super) fn new(token: u16, operation: &Operation, memory: &GuestMemoryMmap) -> io::Result<Self> {
+    pub(super) fn new(token: u16, operation: &Operation, memory: &Memory) -> io::Result<Self> {
         let work = match operation {
             Operation::Read { offset, into } => Work::Transfer(Transfer::new(false, *offset, into, memory)?),
             Operation::Write { offset, from } => Work::Transfer(Transfer::new(true, *offset, from, memory)?),
@@ -81,7 +82,7 @@ impl Job {
 }
 
 impl Transfer {
-    fn new(write: bool, offset: u64, segments: &Segments, memory: &GuestMemoryMmap) -> io::Result<Self> {
+    fn new(write: bool, offset: u64, segments: &Segments, memory: &Memory) -> io::Result<Self> {
         let mut vectors = Vec::new();
         for piece in segments.as_slice() {
             for slice in memory.get_slices(GuestAddress(piece.address), piece.len as usize) {
@@ -123,9 +124,6 @@ impl Transfer {
             vector.iov_len -= part;
             left -= part;
             self.skip_empty();
-        }
-        if self.is_done() {
-            self.mark_written();
         }
         Ok(())
     }
@@ -191,6 +189,13 @@ impl Transfer {
                 false => libc::preadv(fd, first, count, offset),
             }
         }
+    }
+}
+
+/// What a read did before it failed was written too.
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.mark_written();
     }
 }
 

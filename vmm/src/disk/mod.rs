@@ -28,6 +28,7 @@ pub use sync::sync;
 pub use trial::{Held, Trial};
 pub use wish::{DiskPlace, DiskWish, DiskWishError, WishError};
 
+use devices::Memory;
 use on_trial::OnTrial;
 use threads::{Place, THREADS, Threads};
 
@@ -36,7 +37,6 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 /// How requests get to the host's disk.
@@ -78,11 +78,7 @@ pub struct Disk {
 /// # Errors
 /// The host has not what was chosen: io_uring may be absent, or switched off by `kernel.io_uring_disabled` or a filter of
 /// system calls.
-pub fn engine(
-    disk: &DiskFile,
-    memory: &GuestMemoryMmap,
-    choice: EngineChoice,
-) -> io::Result<Box<dyn DiskEngine>> {
+pub fn engine(disk: &DiskFile, memory: &Memory, choice: EngineChoice) -> io::Result<Box<dyn DiskEngine>> {
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
     let Some(trial) = disk.trial.clone() else { return direct(disk, memory, choice, event) };
     let (place, memory_of_it) = (Place::Trial(trial.clone()), memory.clone());
@@ -93,7 +89,7 @@ pub fn engine(
 
 fn direct(
     disk: &DiskFile,
-    memory: &GuestMemoryMmap,
+    memory: &Memory,
     choice: EngineChoice,
     event: Arc<EventFd>,
 ) -> io::Result<Box<dyn DiskEngine>> {

@@ -4,12 +4,12 @@ use super::*;
 use devices::virtio::{Operation, Segments};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 const SIZE: u64 = 1 << 20;
 
-fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+fn memory() -> Memory {
+    Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
 }
 
 fn disk(dir: &Path) -> DiskFile {
@@ -41,7 +41,7 @@ fn run(engine: &mut dyn DiskEngine, operations: &[Operation]) -> Vec<io::Result<
 }
 
 /// With each engine that this host has, and a fresh disk. A host without io_uring says so.
-fn with_engines(test: impl Fn(&mut dyn DiskEngine, &DiskFile, &GuestMemoryMmap)) {
+fn with_engines(test: impl Fn(&mut dyn DiskEngine, &DiskFile, &Memory)) {
     for choice in [EngineChoice::Uring, EngineChoice::Threads] {
         let dir = tempfile::tempdir().unwrap();
         let (disk, memory) = (disk(dir.path()), memory());
@@ -68,6 +68,23 @@ fn bytes_go_between_the_disk_and_guest_ram() {
             .unwrap();
         memory.read_slice(&mut bytes, GuestAddress(0x3000)).unwrap();
         assert_eq!(&bytes, b"efghabcd");
+    });
+}
+
+/// A read that fails half way has written, too.
+#[test]
+fn what_is_read_is_marked_as_written() {
+    with_engines(|engine, disk, memory| {
+        disk.file.set_len(8192).unwrap();
+        let marks = memory.iter().next().map(devices::marks).unwrap();
+        marks.start();
+        let read = |offset, pieces: &[(u64, u32)]| Operation::Read { offset, into: segments(pieces) };
+        run(engine, &[read(0, &[(0x3ffc, 8), (0x9000, 504)])]).remove(0).unwrap();
+        assert_eq!(marks.take()[0], 1 << 3 | 1 << 4 | 1 << 9);
+        run(engine, &[read(4096, &[(0x5000, 8192)])]).remove(0).unwrap_err();
+        assert_eq!(marks.take()[0] & 1 << 5, 1 << 5);
+        run(engine, &[Operation::Write { offset: 0, from: segments(&[(0x3000, 512)]) }]).remove(0).unwrap();
+        assert_eq!(marks.take()[0], 0);
     });
 }
 

@@ -4,6 +4,7 @@
 
 use super::job::Job;
 use super::trial::Trial;
+use devices::Memory;
 use devices::virtio::{Completion, DiskEngine, Operation};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,7 +12,6 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 /// How many operations are under way in the host at once.
@@ -21,7 +21,7 @@ pub(super) const THREADS: usize = 4;
 pub(super) struct Threads {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     size: u64,
 }
 
@@ -64,7 +64,7 @@ impl Threads {
         count: usize,
         place: Place,
         size: u64,
-        memory: GuestMemoryMmap,
+        memory: Memory,
         event: Arc<EventFd>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared { place, queue: Mutex::default(), changed: Condvar::new(), event });
@@ -95,8 +95,10 @@ impl Shared {
 
     fn work(&self) {
         while let Some(mut job) = self.next() {
-            let result = self.place.run(&mut job);
-            self.done(job.token, result);
+            let (token, result) = (job.token, self.place.run(&mut job));
+            // What it read is marked as written before anybody hears that it is done.
+            drop(job);
+            self.done(token, result);
         }
     }
 

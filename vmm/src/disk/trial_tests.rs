@@ -2,10 +2,11 @@
 
 use super::super::{DiskFile, EngineChoice, engine};
 use super::*;
+use devices::Memory;
 use devices::virtio::{DiskEngine, Segments};
 use proptest::prelude::*;
 use std::path::PathBuf;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 const SIZE: u64 = 1 << 20;
 
@@ -13,7 +14,7 @@ struct Scene {
     _dir: tempfile::TempDir,
     path: PathBuf,
     disk: DiskFile,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     engine: Box<dyn DiskEngine>,
 }
 
@@ -25,7 +26,7 @@ impl Scene {
         std::fs::write(&path, vec![1; SIZE as usize]).unwrap();
         let mut disk = DiskFile::open(&path, false).unwrap();
         disk.trial = Some(Arc::new(Trial::of(&disk).unwrap()));
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let engine = engine(&disk, &memory, choice).unwrap();
         Self { _dir: dir, path, disk, memory, engine }
     }
@@ -165,7 +166,7 @@ fn sizes_of_any_kind_are_had_without_memory() {
     File::create_new(&path).unwrap().set_len(size).unwrap();
     let disk = DiskFile::open(&path, false).unwrap();
     let trial = Trial::of(&disk).unwrap();
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let run = |operation: Operation| trial.run(&mut Job::new(0, &operation, &memory).unwrap());
     run(Operation::WriteZeroes { offset: 0, len: size, unmap: true }).unwrap();
     run(Operation::Write { offset: size - 512, from: segments(&[(0, 512)]) }).unwrap();
@@ -177,7 +178,7 @@ fn sizes_of_any_kind_are_had_without_memory() {
 #[test]
 fn what_stands_in_for_a_disk_reads_as_zeroes_and_takes_nothing() {
     let disk = DiskFile::stand_in(1 << 40).unwrap();
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     for choice in [EngineChoice::Threads, EngineChoice::Auto] {
         let engine = engine(&disk, &memory, choice).unwrap();
         memory.write_slice(&[1; 512], GuestAddress(0)).unwrap();

@@ -7,13 +7,13 @@
 
 use super::job::{Job, Transfer, Work};
 use super::threads::{Place, Threads, event_fd};
+use devices::Memory;
 use devices::virtio::{Completion, DiskEngine, Operation};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Entries of the ring, and so the most operations in the kernel: as many as a device's queue has.
@@ -29,18 +29,13 @@ pub(super) struct Uring {
     failed: Vec<Completion>,
     slow: Threads,
     event: Arc<EventFd>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 impl Uring {
     /// # Errors
     /// The host has no io_uring, or not for this process.
-    pub(super) fn new(
-        file: Arc<File>,
-        size: u64,
-        memory: GuestMemoryMmap,
-        event: Arc<EventFd>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<File>, size: u64, memory: Memory, event: Arc<EventFd>) -> io::Result<Self> {
         let ring = IoUring::new(ENTRIES)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         let slow = Threads::new(1, Place::File(file.clone()), size, memory.clone(), event.clone())?;

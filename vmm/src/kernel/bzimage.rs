@@ -12,8 +12,9 @@
 use super::file::Image;
 use super::{KernelError, KernelIdentity, LoadedKernel, Protocol, ProtocolChoice, printable};
 use crate::layout;
+use devices::Memory;
 use linux_loader::bootparam::setup_header;
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 
 // Linux Documentation/arch/x86/boot.rst, "The real-mode kernel header".
 const HEADER: u64 = 0x1f1;
@@ -35,7 +36,7 @@ pub(super) fn is_one(head: &[u8]) -> bool {
 /// Loads the kernel where it prefers to run.
 pub(super) fn load(
     image: &Image<'_>,
-    mem: &GuestMemoryMmap,
+    mem: &Memory,
     choice: ProtocolChoice,
     ram: u64,
 ) -> Result<LoadedKernel, KernelError> {

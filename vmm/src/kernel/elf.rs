@@ -6,9 +6,9 @@
 use super::file::Image;
 use super::{KERNEL, KernelError, KernelIdentity, LoadedKernel, Protocol, ProtocolChoice, printable};
 use crate::layout;
+use devices::Memory;
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use memchr::memmem;
-use vm_memory::GuestMemoryMmap;
 
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
@@ -47,7 +47,7 @@ struct Notes {
 /// Loads all segments and picks the entry point that `choice` asks for.
 pub(super) fn load(
     image: &Image<'_>,
-    mem: &GuestMemoryMmap,
+    mem: &Memory,
     choice: ProtocolChoice,
     ram: u64,
 ) -> Result<LoadedKernel, KernelError> {
@@ -107,12 +107,7 @@ fn program_headers(image: &Image<'_>, header: &Elf64_Ehdr) -> Result<Vec<Elf64_P
 }
 
 /// Copies a segment and returns where it ends in RAM.
-fn load_segment(
-    image: &Image<'_>,
-    segment: &Elf64_Phdr,
-    mem: &GuestMemoryMmap,
-    ram: u64,
-) -> Result<u64, KernelError> {
+fn load_segment(image: &Image<'_>, segment: &Elf64_Phdr, mem: &Memory, ram: u64) -> Result<u64, KernelError> {
     let (start, file, memory) = (segment.p_paddr, segment.p_filesz, segment.p_memsz);
     if start < layout::HIGH_RAM_START {
         return Err(image.unusable(format!("it has a segment at {start:#x}; expected 1 MiB or above")));

@@ -4,11 +4,12 @@
 //! error before anything is read or allocated.
 
 use super::KernelError;
+use devices::Memory;
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 /// An open kernel or initrd.
 pub(super) struct Image<'a> {
@@ -59,13 +60,7 @@ impl<'a> Image<'a> {
     }
 
     /// Copies `len` bytes at `offset` to guest physical `address`.
-    pub(super) fn copy(
-        &self,
-        offset: u64,
-        len: u64,
-        mem: &GuestMemoryMmap,
-        address: u64,
-    ) -> Result<(), KernelError> {
+    pub(super) fn copy(&self, offset: u64, len: u64, mem: &Memory, address: u64) -> Result<(), KernelError> {
         self.check(offset, len)?;
         let mut file = &self.file;
         file.seek(SeekFrom::Start(offset)).map_err(|source| self.unreadable(source))?;

@@ -1,8 +1,9 @@
 //! Kernels made for tests: the smallest files that a loader has to accept, open to damage.
 
+use devices::Memory;
 use std::io::Write;
 use tempfile::NamedTempFile;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const ELF_START: u64 = 16 * MIB;
@@ -11,8 +12,8 @@ pub(crate) const BZIMAGE_START: u64 = 16 * MIB;
 pub(crate) const BZIMAGE_INIT_SIZE: u64 = 4 * MIB;
 
 /// Guest RAM of `size` bytes, at most 3 GiB.
-pub(crate) fn ram(size: u64) -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)]).unwrap()
+pub(crate) fn ram(size: u64) -> Memory {
+    Memory::from_ranges(&[(GuestAddress(0), size as usize)]).unwrap()
 }
 
 /// A file with these bytes.

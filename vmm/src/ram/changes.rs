@@ -1,7 +1,11 @@
 //! What changed in guest RAM since a snapshot.
 //!
-//! In: the snapshot that RAM was mapped from. Out: the pages that are not as it has them. Holds: where nothing is known, nothing is
-//! said; a page too many is only a waste, a page too few would be another machine.
+//! In: the snapshot that RAM was mapped from; snapshots that were written since, and what was written into RAM after each. Out: the pages that
+//! are not as one of them has them. Holds: where nothing is known, nothing is said; a page too many is only a waste, a page too few would be
+//! another machine.
+//!
+//! Of the snapshot that RAM is mapped from it is always known: whatever is not the file's is the process's own. Of others it is known while
+//! somebody watches all who write (`crate::dirty_log`); the time between two of them is an epoch.
 
 use super::{GuestRam, Kind};
 use crate::layout::PAGE_SIZE;
@@ -10,12 +14,15 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+/// Most epochs that are kept; what was written in older ones is forgotten. Each takes 32 KiB for each GiB of RAM.
+const EPOCHS_MAX: usize = 8;
+
 /// Why it is not known what changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangesError {
     /// There is no snapshot since which it is.
     #[error(
-        "nothing is known of what changed in this VM's RAM since snapshot {parent}: it was not restored from it"
+        "nothing is known of what changed in this VM's RAM since snapshot {parent}: it was not restored from it, nor tracked since (vmm snapshot --track)"
     )]
     Unknown {
         /// The one that was asked for.
@@ -26,7 +33,7 @@ pub enum ChangesError {
     Other {
         /// The one that was asked for.
         parent: GenerationId,
-        /// The other.
+        /// The other; the last, if there are several.
         known: GenerationId,
     },
     /// The host won't say.
@@ -40,10 +47,21 @@ pub(super) struct Changes(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The snapshot since which they are, with the digest of its RAM.
-    since: Option<(GenerationId, u64)>,
+    /// The snapshot that RAM is mapped from, with the digest of its RAM.
+    origin: Option<(GenerationId, u64)>,
     /// Pages that show nothing of it any more, though nobody wrote them.
     dropped: Option<PageSet>,
+    /// In order; the last one goes on.
+    epochs: Vec<Since>,
+}
+
+/// An epoch: what was written after a snapshot, and before the next.
+#[derive(Debug)]
+struct Since {
+    snapshot: GenerationId,
+    /// Of its RAM. Not known until it is written.
+    digest: Option<u64>,
+    written: PageSet,
 }
 
 impl Changes {
@@ -52,22 +70,93 @@ impl Changes {
     }
 }
 
+impl Known {
+    fn is_origin(&self, parent: &Parent) -> bool {
+        self.origin == Some((parent.generation, parent.digest))
+    }
+
+    /// The epoch that began with this snapshot.
+    fn epoch(&self, parent: &Parent) -> Option<usize> {
+        let wanted = (parent.generation, Some(parent.digest));
+        self.epochs.iter().position(|epoch| (epoch.snapshot, epoch.digest) == wanted)
+    }
+
+    /// Makes two epochs one, unless there is none before it: then nothing is known any more of that time.
+    fn forget(&mut self, snapshot: GenerationId) {
+        let Some(at) = self.epochs.iter().position(|epoch| epoch.snapshot == snapshot) else { return };
+        let epoch = self.epochs.remove(at);
+        if let Some(before) = at.checked_sub(1).and_then(|before| self.epochs.get_mut(before)) {
+            before.written.insert_all(&epoch.written);
+        }
+    }
+}
+
+/// An epoch that has begun with a snapshot that is not whole yet. Dropped, the snapshot is none, and the epoch is part of the one before it.
+#[derive(Debug)]
+pub struct Epoch {
+    ram: GuestRam,
+    snapshot: GenerationId,
+    whole: bool,
+}
+
+impl Epoch {
+    /// The snapshot is whole, and its RAM has this digest.
+    pub fn is_whole(mut self, digest: u64) {
+        let mut known = self.ram.changes.known();
+        let begun = known.epochs.iter_mut().find(|epoch| epoch.snapshot == self.snapshot);
+        if let Some(epoch) = begun {
+            epoch.digest = Some(digest);
+        }
+        drop(known);
+        self.whole = true;
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        if !self.whole {
+            self.ram.changes.known().forget(self.snapshot);
+        }
+    }
+}
+
 impl GuestRam {
     /// This RAM is as that snapshot has it.
     pub fn is_as_in(self, snapshot: GenerationId, digest: u64) -> Self {
-        self.changes.known().since = Some((snapshot, digest));
+        self.changes.known().origin = Some((snapshot, digest));
         self
     }
 
     /// Notes that a range shows zeroes now, whatever it was mapped from.
     pub(crate) fn note_dropped(&self, gpa: u64, len: u64) {
         let mut known = self.changes.known();
-        if known.since.is_some()
-            && let Some(first) = self.page_number(gpa)
-        {
+        if let Some(first) = self.page_number(gpa) {
             let dropped = known.dropped.get_or_insert_with(|| PageSet::none_of(self.page_count()));
             dropped.insert(first..first + len.div_ceil(PAGE_SIZE));
         }
+    }
+
+    /// Notes pages that were written since the last epoch began.
+    pub(crate) fn note_written(&self, written: &PageSet) {
+        if let Some(epoch) = self.changes.known().epochs.last_mut() {
+            epoch.written.insert_all(written);
+        }
+    }
+
+    /// Begins an epoch with this snapshot. What was written until now must have been noted, and what will be written is.
+    pub(crate) fn begin_epoch(&self, snapshot: GenerationId) -> Epoch {
+        let mut known = self.changes.known();
+        let written = PageSet::none_of(self.page_count());
+        known.epochs.push(Since { snapshot, digest: None, written });
+        if known.epochs.len() > EPOCHS_MAX {
+            known.epochs.remove(0);
+        }
+        Epoch { ram: self.clone(), snapshot, whole: false }
+    }
+
+    /// Nobody watches who writes any more.
+    pub(crate) fn end_epochs(&self) {
+        self.changes.known().epochs.clear();
     }
 
     /// Refuses a snapshot since which nothing is known.
@@ -75,23 +164,37 @@ impl GuestRam {
     /// # Errors
     /// See [`ChangesError`].
     pub fn expect_known_since(&self, parent: &Parent) -> Result<(), ChangesError> {
-        match self.changes.known().since {
-            Some(since) if since == (parent.generation, parent.digest) => Ok(()),
-            Some((known, _)) => Err(ChangesError::Other { parent: parent.generation, known }),
-            None => Err(ChangesError::Unknown { parent: parent.generation }),
+        let known = self.changes.known();
+        if known.is_origin(parent) || known.epoch(parent).is_some() {
+            return Ok(());
+        }
+        let parent = parent.generation;
+        let last = known.epochs.iter().rfind(|epoch| epoch.digest.is_some()).map(|epoch| epoch.snapshot);
+        match last.or(known.origin.map(|(origin, _)| origin)) {
+            Some(known) => Err(ChangesError::Other { parent, known }),
+            None => Err(ChangesError::Unknown { parent }),
         }
     }
 
-    /// The pages that changed since that snapshot. Nobody may write RAM meanwhile, unless it is frozen.
+    /// The pages that were written since that snapshot, which an epoch began with; none if no epoch did.
+    pub(crate) fn written_since(&self, parent: &Parent) -> Option<PageSet> {
+        let known = self.changes.known();
+        let first = known.epoch(parent)?;
+        let mut written = PageSet::none_of(self.page_count());
+        known.epochs[first..].iter().for_each(|epoch| written.insert_all(&epoch.written));
+        Some(written)
+    }
+
+    /// The pages that changed since the snapshot that this RAM is mapped from. Nobody may write RAM meanwhile, unless it is frozen.
     ///
     /// # Errors
     /// See [`ChangesError`].
     pub fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
         self.expect_known_since(parent)?;
-        let mut changed = PageSet::none_of(self.page_count());
-        if self.kind == Kind::Fresh {
+        if self.kind == Kind::Fresh || !self.changes.known().is_origin(parent) {
             return Err(ChangesError::Unknown { parent: parent.generation });
         }
+        let mut changed = PageSet::none_of(self.page_count());
         let mut first = 0;
         for region in self.memory.iter() {
             self.pages.each_own_page(region.as_ptr() as u64, region.len(), |page| {
@@ -105,7 +208,7 @@ impl GuestRam {
         Ok(changed)
     }
 
-    fn page_count(&self) -> u64 {
+    pub(crate) fn page_count(&self) -> u64 {
         self.memory.iter().map(|region| region.len() / PAGE_SIZE).sum()
     }
 
@@ -153,6 +256,50 @@ mod tests {
         let changed = ram.changed_since(&parent(ID, 5)).unwrap();
         let runs: Vec<_> = changed.runs(0..4096).collect();
         assert_eq!(runs, [2049..2050, 2048 + 512..2048 + 1024]);
+    }
+
+    fn pages(numbers: &[u64]) -> PageSet {
+        let mut set = PageSet::none_of(4096);
+        numbers.iter().for_each(|page| set.insert(*page..page + 1));
+        set
+    }
+
+    #[test]
+    fn each_epoch_has_what_was_written_in_it_and_later() {
+        let ram = ram();
+        let [first, second] = [1, 2].map(|id| GenerationId([id; 16]));
+        assert!(ram.written_since(&parent(first, 1)).is_none());
+        let begun = ram.begin_epoch(first);
+        assert!(ram.expect_known_since(&parent(first, 1)).is_err(), "it is not whole yet");
+        begun.is_whole(1);
+        ram.note_written(&pages(&[3, 4]));
+        ram.begin_epoch(second).is_whole(2);
+        ram.note_written(&pages(&[9]));
+        assert_eq!(ram.written_since(&parent(first, 1)), Some(pages(&[3, 4, 9])));
+        assert_eq!(ram.written_since(&parent(second, 2)), Some(pages(&[9])));
+        assert!(matches!(ram.expect_known_since(&parent(second, 1)), Err(ChangesError::Other { .. })));
+        ram.expect_known_since(&parent(ID, 5)).unwrap();
+        ram.end_epochs();
+        assert!(ram.expect_known_since(&parent(first, 1)).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_that_fails_loses_nothing_of_what_was_written_after_it() {
+        let ram = ram();
+        let [first, second, third] = [1, 2, 3].map(|id| GenerationId([id; 16]));
+        drop(ram.begin_epoch(third));
+        ram.begin_epoch(first).is_whole(1);
+        let failing = ram.begin_epoch(second);
+        ram.note_written(&pages(&[7]));
+        ram.begin_epoch(third).is_whole(3);
+        ram.note_written(&pages(&[8]));
+        drop(failing);
+        assert_eq!(ram.written_since(&parent(first, 1)), Some(pages(&[7, 8])));
+        assert_eq!(ram.written_since(&parent(third, 3)), Some(pages(&[8])));
+        for id in 10..10 + EPOCHS_MAX as u8 {
+            ram.begin_epoch(GenerationId([id; 16])).is_whole(u64::from(id));
+        }
+        assert!(ram.written_since(&parent(first, 1)).is_none(), "it is too old");
     }
 
     #[test]

@@ -3,16 +3,15 @@
 //! In: a guest physical address and a length. Out: zeroed memory of this process. Holds: where the host allows, both addresses of a byte
 //! are equally far from a multiple of a huge page, so that KVM maps such a page whole.
 
-use super::{HUGE_PAGE, RamError, advise, region};
-use vm_memory::GuestRegionMmap;
-use vm_memory::mmap::MmapRegionBuilder;
+use super::{HUGE_PAGE, RamError, advise, builder, region};
+use devices::MemoryRegion;
 
 /// Zeroed memory that is this process's alone. With huge pages a copy of the process is made in a fraction of the time; KVM has them
 /// too where both addresses are as far from a multiple of their size.
-pub(crate) fn fresh(gpa: u64, len: u64) -> Result<GuestRegionMmap, RamError> {
+pub(crate) fn fresh(gpa: u64, len: u64) -> Result<MemoryRegion, RamError> {
     let place = || {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        region(MmapRegionBuilder::new(len as usize), flags, gpa, len)
+        region(builder(len), flags, gpa, len)
     };
     let mut region = place()?;
     let over = (region.as_ptr() as u64).wrapping_sub(gpa) % HUGE_PAGE;

@@ -6,8 +6,9 @@
 use super::StubError;
 use crate::layout::PAGE_SIZE;
 use crate::ram;
+use devices::Memory;
 use restore_stub::abi;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// Bytes behind one entry of the last level: a large page.
 pub(super) const LARGE: u64 = 2 << 20;
@@ -77,7 +78,7 @@ impl Plan {
 #[derive(Debug)]
 pub(super) struct StubMemory {
     plan: Plan,
-    memory: GuestMemoryMmap,
+    memory: Memory,
     /// Linear address of the next free page for a table.
     next: u64,
 }
@@ -87,8 +88,7 @@ impl StubMemory {
     pub(super) fn new(plan: Plan, gdt: &[u64]) -> Result<Self, StubError> {
         let failed = |reason: String| StubError::Memory { bytes: plan.size, reason };
         let region = ram::fresh(plan.base, plan.size).map_err(|error| failed(error.to_string()))?;
-        let memory =
-            GuestMemoryMmap::from_regions(vec![region]).map_err(|error| failed(error.to_string()))?;
+        let memory = Memory::from_regions(vec![region]).map_err(|error| failed(error.to_string()))?;
         let own = Self { plan, memory, next: abi::TABLES + PAGE_SIZE };
         let gdt: Vec<u8> = gdt.iter().flat_map(|word| word.to_le_bytes()).collect();
         own.write(abi::GDT, &gdt)?;
