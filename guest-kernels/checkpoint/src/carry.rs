@@ -15,6 +15,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// Where images are while they are made or read: memory.
+const SCRATCH: &str = "/run";
+const PREFIX: &str = "vmm-process-";
+
 /// Writes the tree to standard output. Afterwards it stands still if `then` says so, and runs if it could not be written.
 pub(crate) fn export(pid: i32, then: Then) -> Result<()> {
     tree::is_whole(pid)?;
@@ -108,12 +112,13 @@ fn tar(verb: &str, what: &[&str], dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A directory in memory, which goes with the value.
+/// A directory in memory, which goes with the value; or with the next, if this program is killed.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Result<Scratch> {
-        let dir = Path::new("/run").join(format!("vmm-process-{}", std::process::id()));
+        forget_old(Path::new(SCRATCH))?;
+        let dir = Path::new(SCRATCH).join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Scratch(dir))
     }
@@ -123,6 +128,19 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Removes directories of programs that are no more.
+fn forget_old(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        let Some(pid) = name.strip_prefix(PREFIX) else { continue };
+        if !Path::new("/proc").join(pid).is_dir() {
+            // CRIU may still write there, of its own accord; then it is the next one's to remove.
+            let _ = fs::remove_dir_all(dir.join(&name));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -136,5 +154,17 @@ mod tests {
             File::create(dir.path().join(name)).unwrap();
         }
         assert_eq!(numbers(312, dir.path()).unwrap(), [312, 313]);
+    }
+
+    #[test]
+    fn what_a_killed_program_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, old) = (format!("{PREFIX}{}", std::process::id()), format!("{PREFIX}4999999"));
+        for name in [&own, &old, "other"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        forget_old(dir.path()).unwrap();
+        let there = |name: &str| dir.path().join(name).exists();
+        assert_eq!((there(&own), there(&old), there("other")), (true, false, true));
     }
 }

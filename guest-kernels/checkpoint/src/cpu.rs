@@ -4,7 +4,7 @@
 //! kernel has switched on the registers that it needs, and the list is the same whatever the kernel calls them.
 //!
 //! Programs look once at what there is, when they start. CRIU can compare processors too (`--cpu-cap`); it ends by a signal then if
-//! the processor has no brand string, as in KVM guests, and does not say which feature is missing.
+//! the processor has no brand string, as in many guests, and does not say which feature is missing.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 

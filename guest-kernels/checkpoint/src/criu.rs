@@ -170,6 +170,9 @@ fn criu(verb: &str, images: &Images) -> Command {
     let mut criu = Command::new("criu");
     criu.arg(verb).arg("--images-dir").arg(&images.dir).args(["--log-file", &log(verb), "-v2"]);
     criu.stdin(Stdio::null()).stdout(Stdio::null());
+    // Out of the agent's reach: if who asked goes away, the agent kills what runs for him, and a process would not survive a CRIU that
+    // is killed while it has code of its own in there.
+    criu.process_group(0);
     criu
 }
 

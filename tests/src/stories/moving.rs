@@ -4,9 +4,11 @@
 //! gap, and the kernel beside them changes.
 
 use super::carrying::guest;
-use crate::vm::{TestVm, vmm};
+use crate::vm::{TestVm, program, vmm};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Where the tree writes its beats.
 const LOG: &str = "/tmp/log";
@@ -164,10 +166,32 @@ pub fn not_moved(from: &str, to: &str, dir: &Path) -> Result<()> {
     }
     refused(one.checkpoint("1", &file), "this very program")?;
     refused(one.checkpoint("2", &file), "the kernel's")?;
-    ensure!(!Path::new(&file).exists(), "there is a file");
     let pid = one.shell(START)?;
+    interrupted(&one, &pid, &file)?;
+    ensure!(!Path::new(&file).exists(), "there is a file");
     one.checkpoint(&pid, &file)?;
     // The kernel leaves wide registers switched off: to programs the processor is one without them.
     let two = Machine::boot(to, "noxsave", dir)?;
     refused(two.restore(&file), "this processor has no xsave")
+}
+
+/// Who wants the file is killed, at any moment: the processes go on.
+fn interrupted(machine: &Machine, pid: &str, file: &str) -> Result<()> {
+    for after in [200, 500, 1000, 1500, 2000].map(Duration::from_millis) {
+        let socket = machine.vm.socket().to_str().context("path")?;
+        let words = ["checkpoint", "--pid", pid, "--api", socket, file];
+        let mut asked = Command::new(program()).args(words).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(after);
+        // It may be done already.
+        let _ = asked.kill();
+        asked.wait()?;
+        whole(&machine.beats()?, &[&machine.version]).with_context(|| format!("killed after {after:?}"))?;
+        // CRIU comes to its own end.
+        machine.shell(
+            "while case $(cat /proc/[0-9]*/comm 2>/dev/null) in *criu*) true ;; *) false ;; esac; do sleep 0.1; done",
+        )?;
+        let _ = std::fs::remove_file(file);
+    }
+    println!("  whoever asks may be killed");
+    Ok(())
 }
