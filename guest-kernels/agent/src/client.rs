@@ -87,6 +87,14 @@ impl Client {
         Self { socket: socket.into(), patience }
     }
 
+    /// Returns when the agent waits for a request, and asks for nothing.
+    ///
+    /// # Errors
+    /// The guest can't be reached, or has no agent.
+    pub fn greets(&self) -> Result<(), ClientError> {
+        self.greet().map(drop)
+    }
+
     /// Runs a program of the guest to its end. If this fails while it runs, the agent kills it.
     ///
     /// # Errors

@@ -113,10 +113,10 @@ fn tar(verb: &str, what: &[&str], dir: &Path) -> Result<()> {
 }
 
 /// A directory in memory, which goes with the value; or with the next, if this program is killed.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Scratch> {
+    pub(crate) fn new() -> Result<Scratch> {
         forget_old(Path::new(SCRATCH))?;
         let dir = Path::new(SCRATCH).join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;

@@ -1,10 +1,10 @@
 //! What would stand in the way.
 //!
 //! In: this kernel, and the workload if there is one. Out: a line for each obstacle, and an error that tells how many. Holds:
-//! nothing is changed.
+//! nothing is changed; programs that a dump or a restore needs are in memory afterwards.
 
 use crate::place::{PERSIST, Record};
-use crate::{criu, group};
+use crate::{criu, group, rehearsal, warm};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::Path;
@@ -24,6 +24,12 @@ pub(crate) fn check() -> Result<()> {
             obstacles.extend(open_files(pid));
         }
         obstacles.extend(room()?);
+    }
+    warm::programs();
+    if obstacles.is_empty()
+        && let Err(error) = rehearsal::rehearse()
+    {
+        obstacles.push(format!("a rehearsal fails: {error:#}"));
     }
     match &obstacles[..] {
         [] => {

@@ -13,12 +13,15 @@
 
 use crate::group;
 use crate::place::{HOME, PERSIST};
-use anyhow::{Context, Result, bail};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{mount, mount_bind, mount_change, unmount};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,6 +30,8 @@ use std::process::{Command, Stdio};
 pub(crate) const EXTERNAL: [(&str, &str); 2] = [("dev", "/dev"), ("persist", PERSIST)];
 /// What a container's processes find programs by, and nothing that a kernel's initramfs brought along.
 const PATH: &str = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a container has as `/tmp`.
+const TMP: &str = "/run/.tmp";
 
 /// The copy of this program that is a container's first process; it stays what it is while the container lives.
 fn init_program() -> PathBuf {
@@ -65,6 +70,42 @@ pub(crate) fn start(name: &str, command: &[OsString]) -> Result<i32> {
     Ok(child.id().cast_signed())
 }
 
+/// Starts a container in which next to nothing runs, and returns the number of its first process.
+pub(crate) fn start_empty() -> Result<i32> {
+    // SAFETY: takes effect for children only, of which this process has none and no threads either.
+    unsafe { unshare_unsafe(UnshareFlags::NEWPID | UnshareFlags::NEWTIME) }
+        .context("cannot make namespaces")?;
+    let mut sleep = Command::new(std::env::current_exe()?);
+    sleep.arg("sleep").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // SAFETY: a system call and nothing else, as what comes after a fork must be.
+    unsafe { sleep.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into)) };
+    let mut child = sleep.spawn().context("cannot start a container")?;
+    let mut complaint = String::new();
+    child.stdout.take().context("the container has no output")?.read_to_string(&mut complaint)?;
+    ensure!(complaint.is_empty(), "{}", complaint.trim_end());
+    Ok(child.id().cast_signed())
+}
+
+/// The first process of that container, which becomes a program that does nothing.
+pub(crate) fn sleep() -> Result<()> {
+    // Ends when that program runs.
+    let mut starter = File::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3)?);
+    let slept = arrange().and_then(|()| {
+        // What this process got was opened among the mounts of its starter.
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        dup2_stdin(&null)?;
+        dup2_stdout(&null)?;
+        dup2_stderr(&null)?;
+        Ok(Command::new("sleep").arg("infinity").exec())
+    });
+    writeln!(
+        starter,
+        "{}",
+        slept.map_or_else(|error| format!("{error:#}"), |error| format!("sleep: {error}"))
+    )?;
+    Ok(())
+}
+
 fn copy_init() -> Result<()> {
     let (from, to) = (std::env::current_exe()?, init_program());
     let unfinished = to.with_extension("unfinished");
@@ -98,9 +139,11 @@ fn arrange() -> Result<()> {
     }
     let own = MountFlags::NOSUID | MountFlags::NODEV;
     mount("proc", "/proc", "proc", own | MountFlags::NOEXEC, None).context("cannot mount /proc")?;
-    for path in ["/tmp", "/run"] {
-        mount("tmpfs", path, "tmpfs", own, None).with_context(|| format!("cannot mount {path}"))?;
-    }
+    // One for both: CRIU has other programs pack each, while the processes wait.
+    mount("tmpfs", "/run", "tmpfs", own, None).context("cannot mount /run")?;
+    fs::create_dir(TMP).with_context(|| format!("cannot make {TMP}"))?;
+    fs::set_permissions(TMP, fs::Permissions::from_mode(0o1777))?;
+    mount_bind(TMP, "/tmp").context("cannot mount /tmp")?;
     std::env::set_current_dir("/").context("cannot go to /")
 }
 

@@ -19,18 +19,22 @@ mod disk;
 mod group;
 mod hold;
 mod init;
+mod netlink;
 mod network;
 mod place;
+mod rehearsal;
+mod steps;
 mod timers;
 mod tree;
 mod verbs;
+mod warm;
 
 use std::process::ExitCode;
 
 const USAGE: &str =
     "usage: vmm-checkpoint attach [--address ADDRESS/BITS [--gateway ADDRESS]] [--persist DEVICE]
        vmm-checkpoint start [--name NAME] -- COMMAND [ARGUMENT]...
-       vmm-checkpoint check | pre-dump | dump | restore [--hold] | resume | state
+       vmm-checkpoint check | pre-dump | dump | restore [--hold] | resume [--keep] | state
        vmm-checkpoint export [--stop] PID | import | continue PID | end PID";
 
 fn main() -> ExitCode {

@@ -5,11 +5,11 @@
 use crate::criu::Then;
 use crate::network::{self, Network};
 use crate::place::{self, Record};
+use crate::steps::Steps;
 use crate::{carry, check, container, criu, disk, group, hold, init};
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// One call of the program.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,11 +18,13 @@ pub(crate) enum Request {
     Start { name: String, command: Vec<OsString> },
     Contain { name: String, command: Vec<OsString> },
     Init { name: String, command: Vec<OsString> },
+    StartEmpty,
+    Sleep,
     Check,
     PreDump,
     Dump,
     Restore { hold: bool },
-    Resume,
+    Resume { keep: bool },
     State,
     Export { pid: i32, then: Then },
     Import,
@@ -41,12 +43,16 @@ impl Request {
             // The next two are steps of `start` and for nobody else.
             ("contain", words) => named(words).map(|(name, command)| Self::Contain { name, command }),
             ("init", words) => named(words).map(|(name, command)| Self::Init { name, command }),
+            // And these of `check`.
+            ("start-empty", []) => Some(Self::StartEmpty),
+            ("sleep", []) => Some(Self::Sleep),
             ("check", []) => Some(Self::Check),
             ("pre-dump", []) => Some(Self::PreDump),
             ("dump", []) => Some(Self::Dump),
             ("restore", []) => Some(Self::Restore { hold: false }),
             ("restore", ["--hold"]) => Some(Self::Restore { hold: true }),
-            ("resume", []) => Some(Self::Resume),
+            ("resume", []) => Some(Self::Resume { keep: false }),
+            ("resume", ["--keep"]) => Some(Self::Resume { keep: true }),
             ("state", []) => Some(Self::State),
             ("export", [pid]) => positive(pid).map(|pid| Self::Export { pid, then: Then::Run }),
             ("export", ["--stop", pid]) => positive(pid).map(|pid| Self::Export { pid, then: Then::Stop }),
@@ -63,11 +69,13 @@ impl Request {
             Self::Start { name, command } => start(&name, &command),
             Self::Contain { name, command } => container::contain(&name, &command),
             Self::Init { name, command } => init::run(&name, &command),
+            Self::StartEmpty => container::start_empty().map(|pid| println!("{pid}")),
+            Self::Sleep => container::sleep(),
             Self::Check => check::check(),
             Self::PreDump => pre_dump(),
             Self::Dump => dump(),
             Self::Restore { hold } => restore(hold),
-            Self::Resume => resume(),
+            Self::Resume { keep } => resume(keep),
             Self::State => state(),
             Self::Export { pid, then } => carry::export(pid, then),
             Self::Import => carry::import().map(|pid| println!("pid={pid}")),
@@ -116,20 +124,30 @@ impl Attach {
         }
         // A gateway is of no use without an address.
         (address.is_some() || gateway.is_none()).then_some(())?;
-        let network = address.map(|address| Network { address, gateway });
+        let network = match address {
+            Some(address) => Some(Network::parse(&address, gateway.as_deref())?),
+            None => None,
+        };
         Some(Attach { network, persist: persist.map(PathBuf::from) })
     }
 }
 
 /// The network is held before there is one: a kernel that knows nothing of a connection would reset it.
 fn attach(wanted: &Attach) -> Result<()> {
+    let mut steps = Steps::new();
     criu::get_ready()?;
+    steps.did("ready");
     hold::hold()?;
+    steps.did("hold");
     disk::attach(wanted.persist.as_deref())?;
+    steps.did("mount");
     if let Some(network) = &wanted.network {
         network.record()?;
     }
-    network::attach()
+    network::attach()?;
+    steps.did("address");
+    println!("{steps}");
+    Ok(())
 }
 
 /// The other end of `attach` and of `dump`.
@@ -152,56 +170,64 @@ fn start(name: &str, command: &[OsString]) -> Result<()> {
 }
 
 fn pre_dump() -> Result<()> {
-    let began = Instant::now();
+    let mut steps = Steps::new();
     let images = criu::pre_dump(running()?.pid)?;
-    println!("pre_dump_ms={:.1} bytes={}", ms(began), images.bytes()?);
+    steps.did("criu");
+    println!("{steps} bytes={}", images.bytes()?);
     Ok(())
 }
 
 fn dump() -> Result<()> {
     let record = running()?;
     criu::get_ready()?;
-    let began = Instant::now();
-    let dumped = hold::hold().and_then(|()| group::workload().freeze()).and_then(|()| criu::dump(record.pid));
-    let dumped = dumped.and_then(|images| {
-        let dump_ms = ms(began);
-        let bytes = images.bytes()?;
-        disk::freeze()?;
-        Ok((dump_ms, bytes))
-    });
-    match dumped {
-        Ok((dump_ms, bytes)) => {
-            println!("frozen_ms={:.1} dump_ms={dump_ms:.1} bytes={bytes}", ms(began));
+    let mut steps = Steps::new();
+    match dump_it(&record, &mut steps) {
+        Ok(bytes) => {
+            println!("{steps} bytes={bytes}");
             Ok(())
         }
         Err(error) => {
-            resume().context("after a dump that failed, too")?;
+            resume(false).context("after a dump that failed, too")?;
             Err(error)
         }
     }
 }
 
+/// Returns what was written.
+fn dump_it(record: &Record, steps: &mut Steps) -> Result<u64> {
+    hold::hold()?;
+    steps.did("hold");
+    group::workload().freeze()?;
+    steps.did("freeze");
+    let images = criu::dump(record.pid)?;
+    steps.did("criu");
+    disk::freeze()?;
+    steps.did("sync");
+    images.bytes()
+}
+
 fn restore(keep_hold: bool) -> Result<()> {
-    let began = Instant::now();
+    let mut steps = Steps::new();
     let mut record = Record::read()?.context("there is no workload on /persist")?;
     criu::get_ready()?;
     hold::hold()?;
+    steps.did("ready");
     record.pid = criu::restore()?;
     record.write()?;
-    let restore_ms = ms(began);
+    steps.did("criu");
     if !keep_hold {
-        resume()?;
+        resume(false)?;
     }
-    println!("restore_ms={restore_ms:.1} pid={}", record.pid);
+    println!("{steps} pid={}", record.pid);
     Ok(())
 }
 
-/// Whatever was stopped goes on.
-fn resume() -> Result<()> {
+/// Whatever was stopped goes on, and is heard before anything is tidied up.
+fn resume(keep: bool) -> Result<()> {
     disk::thaw()?;
-    place::forget_images()?;
     group::workload().thaw()?;
-    release()
+    release()?;
+    if keep { Ok(()) } else { place::forget_images() }
 }
 
 fn state() -> Result<()> {
@@ -224,10 +250,6 @@ fn running() -> Result<Record> {
         bail!("`{}` does not run here", record.name);
     }
     Ok(record)
-}
-
-fn ms(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }
 
 #[cfg(test)]
@@ -256,17 +278,19 @@ mod tests {
         let Some(Request::Attach(told)) = parse("attach --address 10.0.0.2/24 --persist /dev/vdb") else {
             panic!()
         };
-        assert_eq!(told.network, Some(Network { address: "10.0.0.2/24".to_owned(), gateway: None }));
+        assert_eq!(told.network, Network::parse("10.0.0.2/24", None));
         assert_eq!(told.persist, Some("/dev/vdb".into()));
         assert_eq!(parse("attach"), Some(Request::Attach(Attach::default())));
         assert_eq!(parse("attach --address"), None);
         assert_eq!(parse("attach --gateway 10.0.0.1"), None);
+        assert_eq!(parse("attach --address here"), None);
     }
 
     #[test]
     fn a_verb_takes_what_it_knows_and_no_more() {
         assert_eq!(parse("restore --hold"), Some(Request::Restore { hold: true }));
         assert_eq!(parse("restore --held"), None);
+        assert_eq!(parse("resume --keep"), Some(Request::Resume { keep: true }));
         assert_eq!(parse("dump now"), None);
         assert_eq!(parse("undump"), None);
     }

@@ -13,7 +13,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MAC: &str = "02:00:00:00:00:07";
 
@@ -21,39 +21,65 @@ const MAC: &str = "02:00:00:00:00:07";
 pub(super) struct Peer {
     /// Where it listens. Any other than the last story's, which may still be waited on.
     port: u16,
-    lines: Receiver<Result<String>>,
-    last: u64,
+    beats: Receiver<Result<Heard>>,
+    last: Heard,
+    /// The longest that nothing was heard between the last beat before [`Peer::hears`] was asked last, and its end.
+    pub(super) silence: Duration,
 }
+
+/// A line, and when it came.
+type Heard = (Instant, String);
 
 impl Peer {
     pub(super) fn listen() -> Result<Peer> {
         let listener = TcpListener::bind((HOST, 0))?;
         let port = listener.local_addr()?.port();
-        let (sender, lines) = channel();
+        let (sender, beats) = channel();
         std::thread::spawn(move || {
-            let mut tell = |line| sender.send(Ok(line)).is_ok();
+            let mut tell = |line| sender.send(Ok((Instant::now(), line))).is_ok();
             let ended = listener.accept().map_err(Into::into).and_then(|(stream, _)| echo(stream, &mut tell));
             // Whoever waits for a line hears why there are no more.
             let _ = sender.send(Err(ended.err().unwrap_or_else(|| anyhow::anyhow!("the workload hung up"))));
         });
-        Ok(Peer { port, lines, last: 0 })
+        let last = (Instant::now(), String::new());
+        Ok(Peer { port, beats, last, silence: Duration::ZERO })
     }
 
     /// Three more beats on this kernel, none left out before them.
     pub(super) fn hears(&mut self, kernel: &str) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
+        self.silence = Duration::ZERO;
         let mut there = 0;
         while there < 3 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).context("no beat from the workload")??;
-            let (number, release) = beat(&line).with_context(|| format!("the workload says: {line}"))?;
-            ensure!(number == self.last + 1, "{line} follows beat {}", self.last);
-            self.last = number;
-            let here = release.starts_with(&format!("{kernel}."));
+            let since = self.last.0;
+            let line = self.next(deadline)?.to_owned();
+            self.silence = self.silence.max(self.last.0 - since);
+            let here = release(&line).is_some_and(|release| release.starts_with(&format!("{kernel}.")));
             ensure!(here || there == 0, "another kernel than {kernel}: {line}");
             there += u32::from(here);
         }
         Ok(())
+    }
+
+    /// The next beat, which is the one after the last.
+    pub(super) fn next(&mut self, deadline: Instant) -> Result<&str> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (at, line) = self.beats.recv_timeout(left).context("no beat from the workload")??;
+        let number = number(&line).with_context(|| format!("the workload says: {line}"))?;
+        ensure!(number == self.count() + 1, "{line} follows beat {}", self.count());
+        self.last = (at, line);
+        Ok(&self.last.1)
+    }
+
+    /// When the last beat came, of a workload that has ended, in whatever way.
+    fn last_at(&mut self) -> Instant {
+        let heard = self.beats.try_iter().map_while(Result::ok);
+        heard.filter(|(_, line)| number(line).is_some()).last().map_or(self.last.0, |(at, _)| at)
+    }
+
+    /// Beats so far.
+    fn count(&self) -> u64 {
+        number(&self.last.1).unwrap_or(0)
     }
 }
 
@@ -69,10 +95,14 @@ fn echo(stream: TcpStream, tell: &mut dyn FnMut(String) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// The number and the kernel in `beat 7 kernel=6.1.0-50-cloud-amd64 pid=2 …`.
-fn beat(line: &str) -> Option<(u64, &str)> {
-    let (number, rest) = line.strip_prefix("beat ")?.split_once(" kernel=")?;
-    Some((number.parse().ok()?, rest.split(' ').next()?))
+/// The number in `beat 7 kernel=6.1.0-50-cloud-amd64 pid=2 …`.
+fn number(line: &str) -> Option<u64> {
+    line.strip_prefix("beat ")?.split(' ').next()?.parse().ok()
+}
+
+/// The kernel in it.
+fn release(line: &str) -> Option<&str> {
+    line.split_once(" kernel=")?.1.split(' ').next()
 }
 
 /// A guest with the workload in it, and the workload's peer.
@@ -87,27 +117,53 @@ pub(super) fn guest(version: &str) -> Guest {
     Guest::linux(version, "").cmdline("system=vda")
 }
 
+fn boot(version: &str, dir: &Path) -> Result<TestVm> {
+    let guest = guest(version)
+        .argument("--disk", "path=/guests/root,id=root,readonly=on")
+        .argument("--disk", &format!("path={},id=persist", dir.join("persist").display()))
+        .argument("--net", &format!("tap0,mac={MAC}"))
+        .argument("--vsock", &dir.join("vsock").display().to_string());
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for("ready kernel=")?;
+    Ok(vm)
+}
+
 impl Scene {
     /// Boots this kernel and starts the workload.
     pub(super) fn new(version: &str, dir: &Path) -> Result<Scene> {
-        let (persist, vsock) = (dir.join("persist"), dir.join("vsock"));
-        run(Command::new("/tools/bin/mke2fs").args(["-q", "-t", "ext4"]).arg(&persist).arg("128M"))?;
+        run(Command::new("/tools/bin/mke2fs")
+            .args(["-q", "-t", "ext4"])
+            .arg(dir.join("persist"))
+            .arg("128M"))?;
         let bridge = Bridge::new("br0", &["tap0"])?;
         let peer = Peer::listen()?;
-        let guest = guest(version)
-            .argument("--disk", "path=/guests/root,id=root,readonly=on")
-            .argument("--disk", &format!("path={},id=persist", persist.display()))
-            .argument("--net", &format!("tap0,mac={MAC}"))
-            .argument("--vsock", &vsock.display().to_string());
-        let mut vm = TestVm::start(&guest.run_args())?;
-        vm.wait_for("ready kernel=")?;
-        let mut scene = Scene { vm, peer, _bridge: bridge };
+        let mut scene = Scene { vm: boot(version, dir)?, peer, _bridge: bridge };
         scene.checkpoint(&["attach", "--address", &format!("{GUEST}/24")])?;
         scene.exec(&["cp", "/run/bin/workload", "/persist/"])?;
-        let peer = format!("{HOST}:{}", scene.peer.port);
-        scene.checkpoint(&["start", "--", "/persist/workload", "/persist", &peer])?;
+        scene.start("/persist")?;
         scene.peer.hears(version)?;
         Ok(scene)
+    }
+
+    /// Starts the workload, with its files in that directory.
+    fn start(&self, dir: &str) -> Result<String> {
+        let peer = format!("{HOST}:{}", self.peer.port);
+        self.checkpoint(&["start", "--", "/persist/workload", dir, &peer])
+    }
+
+    /// Reboots into that kernel and starts the workload anew; from the last beat to the first.
+    pub(super) fn reboot(&mut self, to: &str, dir: &Path) -> Result<Duration> {
+        self.exec(&["mkdir", "/persist/anew"])?;
+        // The connection ends with the guest.
+        let _ = self.exec(&["sh", "-c", "sync; reboot -f"]);
+        self.vm.wait()?;
+        let last = self.peer.last_at();
+        self.peer = Peer::listen()?;
+        self.vm = boot(to, dir)?;
+        self.checkpoint(&["attach"])?;
+        self.start("/persist/anew")?;
+        self.peer.next(Instant::now() + LIMIT)?;
+        Ok(self.peer.last.0 - last)
     }
 
     /// Runs `vmm-checkpoint` in the guest and returns what it says.
@@ -131,7 +187,7 @@ impl Scene {
         let said =
             self.exec(&["sqlite3", "/persist/db", "pragma integrity_check; select count(*) from t;"])?;
         let (integrity, count) = said.split_once('\n').with_context(|| format!("sqlite3 says {said}"))?;
-        ensure!(integrity == "ok" && count.parse::<u64>()? >= self.peer.last, "sqlite3 says {said}");
+        ensure!(integrity == "ok" && count.parse::<u64>()? >= self.peer.count(), "sqlite3 says {said}");
         Ok(())
     }
 }

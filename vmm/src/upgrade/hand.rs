@@ -41,7 +41,7 @@ impl Hand {
         Self { socket: socket.to_owned() }
     }
 
-    /// Waits until the agent runs a command. `gone` tells why it never will.
+    /// Waits until the agent answers. `gone` tells why it never will.
     ///
     /// # Errors
     /// It has gone, or the time is up.
@@ -53,16 +53,14 @@ impl Hand {
     ) -> Result<Duration, UpgradeError> {
         let started = Instant::now();
         loop {
-            let answered = command(&self.socket, &["true"], PATIENCE.min(limit));
-            if matches!(&answered, Ok((Ended::Exited(0), ..))) {
+            let Err(silent) = Client::new(&self.socket, PATIENCE.min(limit)).greets() else {
                 return Ok(started.elapsed());
-            }
+            };
             if let Some(why) = gone() {
                 return Err(UpgradeError::Phase { phase, why });
             }
             if started.elapsed() >= limit {
-                let why = answered.err().unwrap_or_else(|| "`true` fails".to_owned());
-                let why = format!("its agent does not answer within {} s: {why}", limit.as_secs());
+                let why = format!("its agent does not answer within {} s: {silent}", limit.as_secs());
                 return Err(UpgradeError::Phase { phase, why });
             }
             std::thread::sleep(RETRY);

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  old  check ─────────────── pre-dump … dump ┐                                    resume, if anything failed
-//!  new        boot beside, check              └ switch on trial · attach · restore · accept · resume
+//!  new        boot beside, check              └ switch on trial · attach · restore · accept · resume … tidy
 //! ```
 
 mod hand;
@@ -158,6 +158,7 @@ pub fn run(wish: &Wish) -> Result<Report, UpgradeError> {
     };
     upgrade.release(&to)?;
     let downtime_ms = stopped.elapsed().as_secs_f64() * 1e3;
+    upgrade.tidy(&to)?;
     upgrade.forget(&upgrade.old.name).map_err(|error| almost(&to, &error))?;
     let version = upgrade.kernels()?.kernels.first().and_then(|kernel| kernel.version.clone());
     let (from, to) = (report::release(upgrade.old.version.as_deref()), report::release(version.as_deref()));
@@ -283,8 +284,17 @@ impl<'a> Upgrade<'a> {
 
     /// From here on there is no way back, and none is needed.
     fn release(&mut self, to: &str) -> Result<(), UpgradeError> {
-        let said = self.hand.ask("resume", &[], self.wish.limit).map_err(|error| almost(to, &error))?;
+        let asked = self.hand.ask("resume", &["--keep"], self.wish.limit);
+        let said = asked.map_err(|error| almost(to, &error))?;
         self.phases.push(Phase::down("resume", said.took));
+        Ok(())
+    }
+
+    /// What was written down goes.
+    fn tidy(&mut self, to: &str) -> Result<(), UpgradeError> {
+        let asked = self.hand.ask("resume", &[], self.wish.limit);
+        let said = asked.map_err(|error| almost(to, &error))?;
+        self.phases.push(Phase::aside("tidy", said.took));
         Ok(())
     }
 
