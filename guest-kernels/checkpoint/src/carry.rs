@@ -25,7 +25,11 @@ pub(crate) fn export(pid: i32, then: Then) -> Result<()> {
     criu::get_ready()?;
     let scratch = Scratch::new()?;
     let tree = Tree { pid, contained: is_contained(pid)? };
-    let exported = criu::dump_tree(&tree, then, &scratch.0).and_then(|()| write(tree, &scratch.0));
+    let dumped = criu::dump_tree(&tree, then, &scratch.0).map_err(|error| match tree::strange_file(pid) {
+        Some(file) => error.context(file),
+        None => error,
+    });
+    let exported = dumped.and_then(|()| write(tree, &scratch.0));
     if exported.is_err() && then == Then::Stop {
         tree::signal(pid, Signal::CONT)?;
     }

@@ -67,7 +67,7 @@ fn modules() -> Option<String> {
 }
 
 /// Files that another kernel would not have.
-fn open_files(pid: i32) -> Vec<String> {
+pub(crate) fn open_files(pid: i32) -> Vec<String> {
     let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     let links = open.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
     let paths = links.filter_map(|link| link.into_os_string().into_string().ok());

@@ -3,6 +3,7 @@
 //! In: a process number. Out: all numbers of the tree, or the first tie, in one line. Holds: CRIU would find some of these itself
 //! and say it less well; a pipe to somebody outside it would cut without a word.
 
+use crate::check;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
@@ -60,6 +61,11 @@ pub(crate) fn is_whole(first: i32) -> Result<()> {
     ensure!(fs::read_link(format!("/proc/{first}/exe")).is_ok(), "process {first} is one of the kernel's");
     ensure!(stat.session == first, "process {first} leads no session of its own: start it with setsid");
     same_pipes(&all)
+}
+
+/// What CRIU may have meant when it did not name a file: one that belongs to its kernel.
+pub(crate) fn strange_file(pid: i32) -> Option<String> {
+    numbers(pid).ok()?.into_iter().find_map(|pid| check::open_files(pid).into_iter().next())
 }
 
 /// A pipe with an end on the other side would be cut.

@@ -25,7 +25,7 @@ const TIED: [(&str, &str); 3] = [
     ),
     (
         "setsid sh -c 'exec 3</dev/vsock; sleep 1000' </dev/null >/dev/null 2>&1 & sleep 0.5; echo $!",
-        "criu dump",
+        "has /dev/vsock open: criu dump",
     ),
 ];
 
