@@ -49,7 +49,7 @@ impl About {
         let mut text = Vec::new();
         while !text.ends_with(b"\n\n") {
             let mut byte = [0];
-            stream.read_exact(&mut byte).context("what came is no process: it ends too soon")?;
+            stream.read_exact(&mut byte).ok().context("what came is no process: it ends too soon")?;
             text.push(byte[0]);
             let begins_well = text.iter().zip(MAGIC.as_bytes()).all(|(is, ought)| is == ought);
             ensure!(begins_well, "what came is no process, or was written by another vmm-checkpoint");

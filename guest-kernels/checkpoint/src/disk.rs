@@ -37,6 +37,12 @@ fn is_mounted() -> Result<bool> {
     Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(PERSIST)))
 }
 
+/// Who forgot to attach it is told so.
+pub(crate) fn must_be_mounted() -> Result<()> {
+    ensure!(is_mounted()?, "{PERSIST} is not mounted: `vmm-checkpoint attach` comes first");
+    Ok(())
+}
+
 fn by_serial(serial: &str) -> Result<PathBuf> {
     for disk in fs::read_dir("/sys/block").context("cannot list the disks")? {
         let disk = disk?;
@@ -70,7 +76,7 @@ pub(crate) fn thaw() -> Result<()> {
 }
 
 fn open() -> Result<File> {
-    ensure!(is_mounted()?, "{PERSIST} is not mounted: `vmm-checkpoint attach` comes first");
+    must_be_mounted()?;
     File::open(PERSIST).with_context(|| format!("cannot open {PERSIST}"))
 }
 

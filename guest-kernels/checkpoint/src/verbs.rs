@@ -157,6 +157,7 @@ fn release() -> Result<()> {
 }
 
 fn start(name: &str, command: &[OsString]) -> Result<()> {
+    disk::must_be_mounted()?;
     if let Some(record) = Record::read()? {
         ensure!(!record.runs(), "`{}` runs already, as process {}", record.name, record.pid);
     }
@@ -208,6 +209,7 @@ fn dump_it(record: &Record, steps: &mut Steps) -> Result<u64> {
 
 fn restore(keep_hold: bool) -> Result<()> {
     let mut steps = Steps::new();
+    disk::must_be_mounted()?;
     let mut record = Record::read()?.context("there is no workload on /persist")?;
     criu::get_ready()?;
     hold::hold()?;
@@ -245,6 +247,7 @@ fn state() -> Result<()> {
 }
 
 fn running() -> Result<Record> {
+    disk::must_be_mounted()?;
     let record = Record::read()?.context("there is no workload on /persist")?;
     if !record.runs() {
         bail!("`{}` does not run here", record.name);
