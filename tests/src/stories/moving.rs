@@ -105,8 +105,10 @@ pub fn moved(from: &str, to: &str, dir: &Path) -> Result<()> {
     refused(two.restore(&file), "tmp/log")?;
     let log = one.shell(&format!("cat {LOG}"))?;
     two.shell(&format!("echo '{log}' > {LOG}"))?;
+    // Those that come after it are to leave the numbers of the tree's other processes alone.
     let taken = format!(
-        "echo $(({pid} - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 </dev/null >/dev/null 2>&1 & sleep 0.1"
+        "echo $(({pid} - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 </dev/null >/dev/null 2>&1 & \
+         echo 30000 > /proc/sys/kernel/ns_last_pid"
     );
     two.shell(&taken)?;
     refused(two.restore(&file), &format!("process number {pid} is taken, by `sleep`"))?;
