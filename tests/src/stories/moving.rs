@@ -100,6 +100,9 @@ pub fn moved(from: &str, to: &str, dir: &Path) -> Result<()> {
     whole(&one.beats()?, &[from]).context("after it was copied")?;
     refused(one.restore(&copy), &format!("process number {pid} is taken, by `workload`"))?;
     one.ask(&["checkpoint", "--end", "--pid", &pid], &[&file])?;
+    let gone = format!("while [ -e /proc/{pid} ]; do sleep 0.1; done");
+    // Its parent may not have asked yet how it ended.
+    one.shell(&gone)?;
     refused(one.checkpoint(&pid, &copy), &format!("no process {pid}"))?;
 
     refused(two.restore(&file), "tmp/log")?;
@@ -112,7 +115,7 @@ pub fn moved(from: &str, to: &str, dir: &Path) -> Result<()> {
     );
     two.shell(&taken)?;
     refused(two.restore(&file), &format!("process number {pid} is taken, by `sleep`"))?;
-    two.shell(&format!("kill {pid}; while [ -e /proc/{pid} ]; do sleep 0.1; done"))?;
+    two.shell(&format!("kill {pid}; {gone}"))?;
     let restored = two.restore(&file)?;
     ensure!(restored == pid, "process {pid} is now {restored}");
     let told = two.beats()?;
