@@ -118,10 +118,10 @@ fn amd_every_device() -> Result<()> {
     tell(amd(), &["6.1/oracle-every-device", "7.2/oracle-every-device"])
 }
 
-/// Processes go from kernel to kernel with CRIU, and back to the first; or to another machine, as a file.
+/// Kernels are put under live processes, or not; and processes go to another machine, as a file.
 #[test]
 fn amd_carried() -> Result<()> {
-    tell(amd(), &["carried", "moved"])
+    tell(amd(), &["upgrade-or-not", "moved"])
 }
 
 #[test]

@@ -217,7 +217,11 @@ fn restore(keep_hold: bool) -> Result<()> {
     record.pid = criu::restore()?;
     record.write()?;
     steps.did("criu");
-    if !keep_hold {
+    if keep_hold {
+        // What is sent while the network is held is sent again a second later at the earliest.
+        group::workload().freeze()?;
+        steps.did("freeze");
+    } else {
         resume(false)?;
     }
     println!("{steps} pid={}", record.pid);
@@ -227,8 +231,8 @@ fn restore(keep_hold: bool) -> Result<()> {
 /// Whatever was stopped goes on, and is heard before anything is tidied up.
 fn resume(keep: bool) -> Result<()> {
     disk::thaw()?;
-    group::workload().thaw()?;
     release()?;
+    group::workload().thaw()?;
     if keep { Ok(()) } else { place::forget_images() }
 }
 

@@ -161,6 +161,8 @@ fn all() -> Vec<(String, Story)> {
         };
         stories.push((name.to_owned(), Box::new(around)));
     }
+    let upgrades = |dir: &Path| stories::upgraded_and_not(["6.1", "6.12", "7.2"], dir);
+    stories.push(("upgrade-or-not".to_owned(), Box::new(upgrades)));
     stories.push((
         "upgrade-or-reboot".to_owned(),
         Box::new(|dir| stories::upgrade_or_reboot("6.1", "6.12", dir)),

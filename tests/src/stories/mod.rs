@@ -59,5 +59,5 @@ pub use time::{
     comes_back_later, has_an_agent, has_lost_its_agent, twins,
 };
 pub use timing::tells_its_times;
-pub use upgrading::{not_upgraded, upgrade_or_reboot, upgraded};
+pub use upgrading::{not_upgraded, upgrade_or_reboot, upgraded, upgraded_and_not};
 pub use working_set::works_with_a_part;

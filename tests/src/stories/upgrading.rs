@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 
 /// The most that an upgrade's downtime may be of a reboot's.
 const MOST: f64 = 0.25;
+/// A CRIU that says in the end that it could not dump the workload; a rehearsal it lets pass.
+const FAILING: &str = r#"#!/bin/sh
+/usr/sbin/criu "$@" || exit 1
+case "$*" in dump*/persist/*) exit 1; esac"#;
 /// Runs in the new kernel, beside whoever restores: what is done once it has the disk.
 const ONCE_MOUNTED: &str = "(while ! [ -e /persist/beats ]; do sleep 0.01; done; ";
 
@@ -24,26 +28,25 @@ impl Scene {
         self.vm.ask("upgrade", &args.collect::<Vec<_>>())
     }
 
-    /// An upgrade, after which the workload goes on on that kernel. Returns how long its peer did not hear of it.
-    fn upgraded(&mut self, to: &str, options: &[&str]) -> Result<Duration> {
+    /// An upgrade, after which the workload goes on on that kernel. Returns what is told of it.
+    fn upgraded(&mut self, to: &str, options: &[&str]) -> Result<serde_json::Value> {
         let told = self.upgrade(&guest(to), options)?;
         let release = self.exec(&["uname", "-r"])?;
         ensure!(release.starts_with(&format!("{to}.")), "uname -r says {release}");
         self.peer.hears(to)?;
         let downtime_ms = told["downtime_ms"].as_f64().context("no downtime")?;
-        let silence = self.peer.silence;
         println!(
             "  {} -> {}: downtime {downtime_ms:.0} ms, no beat for {} ms",
             told["from"],
             told["to"],
-            silence.as_millis()
+            self.peer.silence.as_millis()
         );
         for phase in told["phases"].as_array().into_iter().flatten() {
             let text = |key: &str| phase[key].as_str().unwrap_or_default();
             let ms = phase["ms"].as_f64().unwrap_or_default();
             println!("    {:<8} {ms:>6.0} ms  {}", text("name"), text("told"));
         }
-        Ok(silence)
+        Ok(told)
     }
 
     /// An upgrade that fails names why in one line, and the workload goes on where it was.
@@ -91,7 +94,8 @@ pub fn upgraded(versions: &[&str], dir: &Path) -> Result<()> {
 /// With the upgrade it is more than a quarter of what it is with the reboot.
 pub fn upgrade_or_reboot(from: &str, to: &str, dir: &Path) -> Result<()> {
     let mut scene = Scene::new(from, dir)?;
-    let upgrade = scene.upgraded(to, &[])?;
+    scene.upgraded(to, &[])?;
+    let upgrade = scene.peer.silence;
     scene.holds()?;
     let reboot = scene.reboot(to, dir)?;
     scene.peer.hears(to)?;
@@ -105,26 +109,56 @@ pub fn upgrade_or_reboot(from: &str, to: &str, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Upgrades of each kind: by a kernel that is kept ready in a file, with memory written down beforehand, by that file again. And none,
+/// when a file is renamed behind the workload's back: it is named.
+///
+/// # Errors
+/// Something is lost, or an upgrade fails, or does not.
+pub fn upgraded_and_not(versions: [&str; 3], dir: &Path) -> Result<()> {
+    let [first, second, third] = versions;
+    let file = dir.join("ready").display().to_string();
+    let ready = ["--ready", &file];
+    let mut scene = Scene::new(first, dir)?;
+    scene.upgraded(second, &ready)?;
+    scene.upgraded(third, &["--pre-dump", "1"])?;
+    let told = scene.upgrade(&guest(second), &[&ready[..], &["--dry-run"]].concat())?;
+    let told = told["told"].as_str().context("nothing is told")?;
+    println!("  {told}");
+    ensure!(told.starts_with("nothing stands in the way of "), "{told}");
+    let told = scene.upgraded(second, &ready)?;
+    let phases = told["phases"].as_array().context("no phases")?;
+    ensure!(phases.iter().all(|phase| phase["name"] != "boot"), "the file is not taken: {told}");
+    scene.fails(second, &renaming(first), &[], "beats")?;
+    scene.holds()?;
+    check_disk(scene, dir)
+}
+
+/// This kernel, in which a file of the workload's is renamed as soon as it has the disk.
+fn renaming(version: &str) -> Guest {
+    before(version, "mv /persist/beats /persist/renamed")
+}
+
+fn before(version: &str, what: &str) -> Guest {
+    guest(version).cmdline(&format!("before=\"{ONCE_MOUNTED}{what}) &\""))
+}
+
 /// Whatever fails, at each phase: the workload goes on where it was, and nothing is lost.
 ///
 /// # Errors
 /// It doesn't, or nothing says what failed.
 pub fn not_upgraded(from: &str, to: &str, dir: &Path) -> Result<()> {
     let mut scene = Scene::new(from, dir)?;
-    let before = |what: &str| guest(to).cmdline(&format!("before=\"{ONCE_MOUNTED}{what}) &\""));
     scene.fails(from, &guest(to).cmdline("rdinit=/nothing init=/nothing"), &[], "boot: ")?;
     scene.fails(from, &guest(to), &["--boot-limit", "1"], "does not answer within 1 s")?;
     scene.fails(from, &Guest::linux(to, ""), &[], "check: ")?;
     scene.fails(from, &Guest::linux(to, ""), &["--dry-run"], "check: ")?;
-    // The workload has room enough, its images have not.
-    let fill =
-        "head -c $(($(df --output=avail -k /persist | tail -n 1) - 1500))K /dev/zero > /persist/fill; sync";
-    scene.exec(&["sh", "-c", fill])?;
+    // It is found before the one that the system has.
+    scene.exec(&["sh", "-c", &format!("echo '{FAILING}' > /run/bin/criu; chmod +x /run/bin/criu")])?;
     scene.fails(from, &guest(to), &[], "dump: ")?;
-    scene.exec(&["rm", "/persist/fill"])?;
-    scene.fails(from, &before("mv /persist/beats /persist/renamed"), &[], "beats")?;
-    scene.fails(from, &before("echo c > /proc/sysrq-trigger"), &[], "")?;
-    scene.fails(from, &before("kill -9 $(pidof vmm-agent)"), &["--limit", "20"], "")?;
+    scene.exec(&["rm", "/run/bin/criu"])?;
+    scene.fails(from, &renaming(to), &[], "beats")?;
+    scene.fails(from, &before(to, "echo c > /proc/sysrq-trigger"), &[], "")?;
+    scene.fails(from, &before(to, "kill -9 $(pidof vmm-agent)"), &["--limit", "20"], "")?;
     abandoned(&mut scene, from, to)?;
     scene.upgraded(to, &[]).context("after all that")?;
     scene.holds()?;
