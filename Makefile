@@ -60,7 +60,7 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/dump $(v)/panic-dump $(v)/panic-dump-without-driver)'
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories upgrade upgrade-or-not carried renamed moved moved-on moved-back not-moved switch switch-files $(foreach v,6.1 6.12 7.2,$(v)/suspended-poweroff $(v)/suspended-return $(v)/suspended-stub $(v)/suspended-ends $(v)/vmcore-rate)'
-	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories upgrade-20'
+	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories upgrade-20 upgrade-fails upgrade-or-reboot'
 	LANE=intel LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories switch 6.1/suspended-poweroff 6.1/suspended-stub 6.12/suspended-ends 6.1/vmcore-rate'
 
 # Coverage counters in all that the targets call, which needs no other compiler; findings are in target/fuzz/.
