@@ -32,6 +32,7 @@ pub mod timing;
 mod soon;
 pub mod vcpu_thread;
 pub mod ground;
+mod checkpointer;
 mod tail;
 pub mod console_out;
 pub mod panic_watch;

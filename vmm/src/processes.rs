@@ -4,24 +4,21 @@
 //! appears whole or not at all, and a file that is not whole never reaches a guest; processes that are to end do so only when the
 //! file is there, and go on if it can't be.
 
+use crate::checkpointer::{self, KEPT, PROGRAM};
 use crate::cli::{CheckpointArgs, GuestAddress, RestoreProcessArgs};
 use crate::complaint::printable;
 use crate::exec::{self, ExecError};
 use crate::process_file::{self, Unfit, Writer};
 use crate::tail::Tail;
-use agent::{Client, ClientError, Ended, Streams};
+use agent::{Client, ClientError, Streams};
 use snapshot::publish::{NewFile, PublishError};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The program, on the PATH of the guest's agent.
-const PROGRAM: &str = "vmm-checkpoint";
 /// How long the guest's agent may take to answer; a busy guest is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes that are kept of what the program says.
-const KEPT: usize = 64 << 10;
 
 /// Why processes were not carried.
 #[derive(Debug, thiserror::Error)]
@@ -126,15 +123,10 @@ fn ask(
     let command: Vec<OsString> = [&[PROGRAM], words].concat().into_iter().map(OsString::from).collect();
     let mut complaint = Tail::of(KEPT);
     let ended = match client.exec(&command, Streams { stdin, stdout, stderr: &mut complaint }) {
-        Err(ClientError::Refused(why)) if why.errno == libc::ENOENT => return Err(ProcessError::NoProgram),
+        Err(error) if checkpointer::is_missing(&error) => return Err(ProcessError::NoProgram),
         ended => ended.map_err(ExecError::from)?,
     };
-    let silent = match ended {
-        Ended::Exited(0) => return Ok(()),
-        Ended::Exited(status) => format!("{PROGRAM} ended with status {status}"),
-        Ended::Signalled(signal) => format!("{PROGRAM} was ended by signal {signal}"),
-    };
-    let line = complaint.last_line().unwrap_or(silent);
+    let Some(line) = checkpointer::failure(ended, &complaint) else { return Ok(()) };
     let prefix = format!("{PROGRAM}: ");
     Err(ProcessError::Guest(printable(line.strip_prefix(&prefix).unwrap_or(&line))))
 }

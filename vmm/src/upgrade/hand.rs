@@ -4,18 +4,15 @@
 //! whatever a guest prints takes a bounded place.
 
 use super::UpgradeError;
+use crate::checkpointer::{self, KEPT, PROGRAM};
 use crate::tail::Tail;
-use agent::{Client, ClientError, Ended, Streams};
+use agent::{Client, Ended, Streams};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-/// The program, on the agent's PATH.
-const PROGRAM: &str = "vmm-checkpoint";
-/// Bytes that are kept of each of its streams.
-const KEPT: usize = 64 << 10;
 /// How long an agent may take to answer, before it is asked again.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often an agent that does not answer is asked.
@@ -81,20 +78,13 @@ impl Hand {
         let failed = |why: String| UpgradeError::Phase { phase: verb, why };
         let words = [&[PROGRAM, verb], options].concat();
         let (ended, out, err) = command(&self.socket, &words, limit).map_err(failed)?;
-        if ended != Ended::Exited(0) {
-            return Err(failed(err.last_line().unwrap_or_else(|| told(ended))));
+        if let Some(why) = checkpointer::failure(ended, &err) {
+            return Err(failed(why));
         }
         let line = out.last_line().unwrap_or_default();
         let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
         let values = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         Ok(Said { took: started.elapsed(), values })
-    }
-}
-
-fn told(ended: Ended) -> String {
-    match ended {
-        Ended::Exited(status) => format!("{PROGRAM} ended with status {status}"),
-        Ended::Signalled(signal) => format!("{PROGRAM} was ended by signal {signal}"),
     }
 }
 
@@ -114,9 +104,7 @@ fn command(socket: &Path, words: &[&str], limit: Duration) -> Result<(Ended, Tai
     let late = |_| Err(format!("it was not done within {} s", limit.as_secs()));
     match done.recv_timeout(limit).map_or_else(late, Ok)? {
         Ok(done) => Ok(done),
-        Err(ClientError::Refused(complaint)) if complaint.errno == libc::ENOENT => {
-            Err(format!("the guest has no {PROGRAM}"))
-        }
+        Err(error) if checkpointer::is_missing(&error) => Err(format!("the guest has no {PROGRAM}")),
         Err(error) => Err(error.to_string()),
     }
 }
