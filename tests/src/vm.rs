@@ -173,8 +173,17 @@ impl TestVm {
         self.wait_for_socket()?;
         let socket = self.socket.to_str().context("socket path")?;
         let output = vmm([&[verb, "--json", "--api", socket], args].concat())?;
-        ensure!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!said.contains("the VM is ending"), "{verb}: {said}{}", self.last_words());
+        ensure!(output.status.success(), "{verb}: {said}");
         serde_json::from_slice(&output.stdout).with_context(|| format!("{verb} printed no JSON"))
+    }
+
+    /// Why a VM ends that says so; one that does not end says no more than a second's lines.
+    fn last_words(&self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let next = || self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        [self.tail()].into_iter().chain(std::iter::from_fn(next)).collect::<Vec<_>>().join("\n")
     }
 
     /// Saves the VM; `then` as the command takes it.
