@@ -18,7 +18,7 @@
 # make itself ends with status 2 when a target fails, and says which status it was. A script that needs the status calls
 # what `make lab` calls: cargo run -q --release -p vmm-tests --bin lab -- 'shell command'
 
-.PHONY: help setup demo test torture fuzz unit bench lab check
+.PHONY: help setup demo test torture fuzz unit bench lab check lint
 .SILENT:
 
 # The command reaches the lab as it was typed: make must not expand its dollar signs.
@@ -83,11 +83,13 @@ bench: setup
 	LANE=intel LIMIT=1500 EXTRA=target/switches cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/stub-rate'
 	cargo run -q --release -p vmm-tests --bin device_bench
 
-check: setup
+check: lint unit
+
+# What no test sees: format, lints, documentation.
+lint: setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
-	$(MAKE) unit
 
 # What needs no machine: all but the end-to-end tests.
 unit: setup
