@@ -120,7 +120,7 @@ impl Chain {
 
     /// Bytes of RAM in all of them, holes included.
     pub fn ram_bytes(&self) -> u64 {
-        self.links.iter().map(|link| link.manifest().ram.bytes).sum()
+        self.links.iter().map(Snapshot::ram_bytes).sum()
     }
 
     /// As [`Snapshot::verify_ram`], of all of them.
@@ -154,20 +154,46 @@ impl Chain {
                 owners[run.start as usize..run.end as usize].fill(link as u8);
             }
         }
+        let mut places: Vec<_> = self.links.iter().map(Places::of).collect();
         let mut pieces = Vec::new();
         let mut rest = owners.as_slice();
+        let mut page = 0;
         for (index, range) in ranges.iter().enumerate() {
             let (own, after) = rest.split_at((range.len / PAGE_SIZE) as usize);
             let mut gpa = range.gpa;
             for run in own.chunk_by(|one, next| one == next) {
                 let (link, len) = (usize::from(run[0]), run.len() as u64 * PAGE_SIZE);
-                let mapped = self.links[link].ram()[index];
-                pieces.push(Piece { link, gpa, len, offset: mapped.offset + (gpa - range.gpa) });
+                let offset = places[link].offset(index, gpa - range.gpa, page);
+                pieces.push(Piece { link, gpa, len, offset });
                 gpa += len;
+                page += run.len() as u64;
             }
             rest = after;
         }
         pieces
+    }
+}
+
+/// Where the pages of a file are, asked for in order.
+struct Places<'a> {
+    of: &'a Snapshot,
+    /// Pages that are counted, and how many of them it has.
+    counted: u64,
+    before: u64,
+}
+
+impl<'a> Places<'a> {
+    fn of(of: &'a Snapshot) -> Self {
+        Self { of, counted: 0, before: 0 }
+    }
+
+    /// Of a page, which is not before the last one that was asked for, and which so many bytes of a RAM range precede.
+    fn offset(&mut self, range: usize, at: u64, page: u64) -> u64 {
+        let ram = self.of.ram();
+        let Some(delta) = self.of.delta() else { return ram[range].offset + at };
+        self.before += delta.changed.count(self.counted..page);
+        self.counted = page;
+        ram[0].offset + self.before * PAGE_SIZE
     }
 }
 

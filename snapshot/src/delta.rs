@@ -1,99 +1,19 @@
 //! Incremental snapshots: which pages a file has, and whose the others are.
 //!
 //! In: pages that changed since a parent was written. Out: a section of the machine state, and back. Holds: a file's list has exactly as
-//! many pages as its RAM, whoever wrote it; a page that is not in the list is a hole of the file, and is the parent's.
+//! many pages as its RAM, whoever wrote it, and exactly as many of them as the file holds; a page that is not in the list is the parent's.
 
-use crate::{GenerationId, Manifest, PAGE_SIZE, RamRange, Section, SectionError, SectionRef, Snapshot};
+use crate::{
+    GenerationId, Manifest, PAGE_SIZE, PageSet, RamRange, Section, SectionError, SectionRef, Snapshot, chunk,
+};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 
 /// Name of the section.
 pub const DELTA: &str = "delta";
-const VERSION: u32 = 1;
+/// In files of version 1 RAM lay as in a full snapshot, with holes for what is the parent's.
+const VERSION: u32 = 2;
 /// Most bytes of the hint where the parent is.
 pub const HINT_MAX: usize = 4096;
-
-/// A set of pages of RAM, numbered in the order of guest addresses: holes between RAM ranges have no numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PageSet {
-    pages: u64,
-    /// A bit for each page, the lowest of a byte first.
-    bits: Vec<u8>,
-}
-
-impl PageSet {
-    /// None of so many pages.
-    pub fn none_of(pages: u64) -> Self {
-        Self { pages, bits: vec![0; pages.div_ceil(8) as usize] }
-    }
-
-    /// Adds these; what goes past the end is left out.
-    pub fn insert(&mut self, pages: Range<u64>) {
-        for page in pages.start..pages.end.min(self.pages) {
-            self.bits[(page / 8) as usize] |= 1 << (page % 8);
-        }
-    }
-
-    /// Adds the pages for which a bit is set, the lowest of a word first; the first bit is page `first`'s.
-    pub fn insert_words(&mut self, first: u64, words: &[u64]) {
-        for (word, at) in words.iter().zip((first..).step_by(64)).filter(|(word, _)| **word != 0) {
-            (0..64).filter(|bit| word >> bit & 1 == 1).for_each(|bit| self.insert(at + bit..at + bit + 1));
-        }
-    }
-
-    /// Whether it has this page.
-    pub fn contains(&self, page: u64) -> bool {
-        page < self.pages && self.bits[(page / 8) as usize] >> (page % 8) & 1 == 1
-    }
-
-    /// Adds all that another set of as many pages has.
-    pub fn insert_all(&mut self, other: &Self) {
-        self.bits.iter_mut().zip(&other.bits).for_each(|(own, bits)| *own |= bits);
-    }
-
-    /// How many there are in it.
-    pub fn len(&self) -> u64 {
-        self.bits.iter().map(|byte| u64::from(byte.count_ones())).sum()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.bits.iter().all(|byte| *byte == 0)
-    }
-
-    /// The longest runs, in order, of those among `within`.
-    pub fn runs(&self, within: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let end = within.end.min(self.pages);
-        let mut at = within.start;
-        std::iter::from_fn(move || {
-            let start = self.next(at, end, true)?;
-            at = self.next(start, end, false).unwrap_or(end);
-            Some(start..at)
-        })
-    }
-
-    /// The first page from `at` on, before `end`, that is in the set or not.
-    fn next(&self, mut at: u64, end: u64, wanted: bool) -> Option<u64> {
-        let nothing = if wanted { 0 } else { u8::MAX };
-        while at < end {
-            let byte = self.bits[(at / 8) as usize];
-            if at.is_multiple_of(8) && byte == nothing {
-                at += 8;
-            } else if (byte >> (at % 8) & 1 == 1) == wanted {
-                return Some(at);
-            } else {
-                at += 1;
-            }
-        }
-        None
-    }
-
-    fn is_of(&self, pages: u64) -> bool {
-        let spare = (self.bits.len() as u64 * 8).checked_sub(self.pages);
-        let clean = |spare| self.bits.last().is_none_or(|last| u16::from(*last) >> (8 - spare) == 0);
-        self.pages == pages && spare.is_some_and(|spare| spare < 8 && clean(spare))
-    }
-}
 
 /// Pages of RAM with these ranges.
 pub fn pages(ranges: &[RamRange]) -> u64 {
@@ -126,7 +46,7 @@ pub struct Delta {
 pub struct Parent {
     /// Its id.
     pub generation: GenerationId,
-    /// XXH3 of its chunk table: another file of the same id is not it.
+    /// [`Snapshot::ram_digest`]: another file of the same id is not it.
     pub digest: u64,
     /// Where it was: a name in the same directory, or an absolute path. It may have moved.
     pub hint: String,
@@ -158,10 +78,11 @@ impl Delta {
         Section::encode(DELTA, VERSION, &Encoded { digest, hint, changed: self.changed.clone() })
     }
 
-    /// Of a snapshot with this manifest; `None` if it is no incremental one.
+    /// Of a snapshot with this manifest and so many bytes of packed pages, if its RAM is packed; `None` if it is no incremental one.
     pub(crate) fn decode(
         manifest: &Manifest,
         section: Option<SectionRef<'_>>,
+        packed: Option<u64>,
     ) -> Result<Option<Self>, DeltaError> {
         let (generation, section) = match (manifest.parent, section) {
             (None, None) => return Ok(None),
@@ -172,6 +93,10 @@ impl Delta {
         let Encoded { digest, hint, changed } = section.decode(VERSION)?;
         if !changed.is_of(pages(&manifest.ram.ranges)) {
             return Err(DeltaError::Wrong("it is not of as many pages as RAM has"));
+        }
+        let held = packed.ok_or(DeltaError::Wrong("the file's RAM is not packed"))? / PAGE_SIZE;
+        if changed.len() != held {
+            return Err(DeltaError::Pages { listed: changed.len(), held });
         }
         if hint.len() > HINT_MAX || hint.chars().any(char::is_control) {
             return Err(DeltaError::Wrong("its parent's path is no line of text"));
@@ -192,42 +117,26 @@ pub enum DeltaError {
     /// It decodes to what can't be.
     #[error("{0}")]
     Wrong(&'static str),
+    /// It is another file's.
+    #[error("it has {listed} pages, and the file holds {held}")]
+    Pages {
+        /// Pages that it names.
+        listed: u64,
+        /// Pages that are there.
+        held: u64,
+    },
+}
+
+/// XXH3, 64 bits, seed 0, of a chunk table, and of which pages these are if they are not all.
+pub(crate) fn ram_digest(table: &[u64], changed: Option<&PageSet>) -> u64 {
+    let mut bytes = chunk::encode_table(table);
+    bytes.extend(changed.into_iter().flat_map(PageSet::bits));
+    chunk::digest(&bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn runs_are_the_longest_there_are() {
-        let mut set = PageSet::none_of(100);
-        set.insert(3..5);
-        set.insert(5..40);
-        set.insert(98..200);
-        assert_eq!(set.runs(0..100).collect::<Vec<_>>(), [3..40, 98..100]);
-        assert_eq!(set.runs(8..20).next(), Some(8..20));
-        assert_eq!((set.len(), set.is_of(100), set.is_of(99)), (39, true, false));
-        assert!(PageSet::none_of(9).is_empty() && PageSet::none_of(9).runs(0..9).next().is_none());
-    }
-
-    #[test]
-    fn words_are_64_pages_each() {
-        let mut set = PageSet::none_of(200);
-        set.insert_words(3, &[0b101, 0, 1 << 63 | 1]);
-        assert_eq!(set.runs(0..200).collect::<Vec<_>>(), [3..4, 5..6, 131..132, 194..195]);
-        set.insert_words(190, &[u64::MAX]);
-        assert!(set.contains(199) && !set.contains(200) && !set.contains(189));
-        assert!(set.is_of(200));
-    }
-
-    #[test]
-    fn a_page_beyond_the_last_makes_a_set_no_set() {
-        let set = PageSet { pages: 4, bits: vec![0x10] };
-        assert!(!set.is_of(4));
-        assert!(!PageSet { pages: 4, bits: vec![0, 0] }.is_of(4));
-        assert!(!PageSet { pages: 4, bits: vec![] }.is_of(4));
-    }
 
     #[test]
     fn pages_are_numbered_without_the_hole() {
@@ -235,14 +144,5 @@ mod tests {
         assert_eq!(pages(&ranges), 5);
         assert_eq!(page_number(&ranges, (1 << 32) + 0x1000), Some(4));
         assert_eq!(page_number(&ranges, 0x3000), None);
-    }
-
-    proptest! {
-        #[test]
-        fn runs_have_what_was_inserted(pages in proptest::collection::btree_set(0u64..200, 0..60)) {
-            let mut set = PageSet::none_of(200);
-            pages.iter().for_each(|page| set.insert(*page..page + 1));
-            prop_assert_eq!(set.runs(0..200).flatten().collect::<Vec<_>>(), pages.into_iter().collect::<Vec<_>>());
-        }
     }
 }

@@ -13,7 +13,7 @@
 //!             └──────────────────────────────────────┘
 //! ```
 
-use crate::writer::Notes;
+use crate::notes::Notes;
 use crate::{CHUNK_SIZE, ChunkContent, Contents, PAGE_SIZE, RamRange, RamSource, WriteError, chunk};
 use snapshot_format::{Layout, elf};
 
@@ -36,8 +36,8 @@ impl Elfcorehdr {
     /// # Errors
     /// RAM can't be read, or what there is to be told contradicts itself or is too long.
     pub fn new(contents: &Contents, at: u64, window: u64) -> Result<Self, WriteError> {
-        let notes = Notes::new(contents)?;
         let ranges = contents.ram.ranges();
+        let notes = Notes::new(contents, chunk::count(ranges))?;
         let layout = Layout::plan(ranges, notes.len());
         let notes_len = (notes.len() + STOP).next_multiple_of(PAGE_SIZE);
         let headers: Vec<_> = layout

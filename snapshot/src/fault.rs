@@ -4,7 +4,7 @@
 //! the path, its source names the fault, so that the printed chain says each once.
 
 use crate::{ManifestError, SectionError};
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 /// A file could not be opened as a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -66,42 +66,58 @@ pub enum Fault {
     Manifest(#[source] ManifestError),
 }
 
+/// RAM under one digest, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkPlace {
+    /// Where in the guest it begins.
+    pub gpa: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Whether it is changed pages of an incremental snapshot, the first of which is there.
+    pub packed: bool,
+}
+
+impl fmt::Display for ChunkPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gpa, len, packed } = self;
+        match packed {
+            false => write!(f, "the RAM chunk at GPA {gpa:#x} ({len} bytes)"),
+            true => write!(f, "the chunk of changed pages from GPA {gpa:#x} on ({len} bytes)"),
+        }
+    }
+}
+
 /// RAM in a snapshot is not what was saved.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The host failed to read.
-    #[error("{}: cannot read RAM at GPA {gpa:#x}", path.display())]
+    #[error("{}: cannot read {chunk}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Start of the chunk.
-        gpa: u64,
+        /// What was wanted.
+        chunk: ChunkPlace,
         /// What the host said.
         source: io::Error,
     },
     /// A chunk differs from its digest.
-    #[error("{}: the RAM chunk at GPA {gpa:#x} ({len} bytes) has digest {found:016x}, expected {expected:016x}",
-            path.display())]
+    #[error("{}: {chunk} has digest {found:016x}, expected {expected:016x}", path.display())]
     Digest {
         /// The file.
         path: PathBuf,
-        /// Start of the chunk.
-        gpa: u64,
-        /// Its length in bytes.
-        len: u64,
+        /// What differs.
+        chunk: ChunkPlace,
         /// Of the bytes in the file.
         found: u64,
         /// As recorded.
         expected: u64,
     },
     /// A chunk was put in the place of another with the same digest.
-    #[error("{}: the RAM chunk at GPA {gpa:#x} ({len} bytes) is not the one that was sealed", path.display())]
+    #[error("{}: {chunk} is not the one that was sealed", path.display())]
     Seal {
         /// The file.
         path: PathBuf,
-        /// Start of the chunk.
-        gpa: u64,
-        /// Its length in bytes.
-        len: u64,
+        /// What it is in the place of.
+        chunk: ChunkPlace,
     },
 }

@@ -26,6 +26,20 @@
 //!      └───────────────────────────────┘ end of file
 //! ```
 //!
+//! An incremental snapshot has RAM in another form:
+//!
+//! ```text
+//!      │ program header: PT_NOTE       │
+//!      │ program header: PT_PACKED     │ of a type between PT_LOOS and PT_HIOS, with no address: to a debugger there is no memory here,
+//!      │                               │ since memory that is only the changed part of it would be another machine's
+//!      │ … notes, as above             │ the manifest names the parent, and the guest's RAM ranges; the state's section `delta` has the
+//!      │                               │ parent's digest, where it was, and a bit for each page of RAM; the chunk table and the seal
+//!      │                               │ are of the packed pages, a MiB of them after the other
+//! 4096n├───────────────────────────────┤ p_offset of PT_PACKED
+//!      │ changed pages                 │ one behind the other, in the order of guest addresses; holes where they are zero
+//!      └───────────────────────────────┘ end of file
+//! ```
+//!
 //! Linux, when it shows such a machine as `/proc/vmcore`, lays the file out anew: notes start at a page boundary, may
 //! have others among them, and every offset moves. So no note holds a file offset and no CRC covers the ELF and program
 //! headers; these are checked field by field, against the one layout or the other, and against the manifest.
@@ -39,6 +53,9 @@ pub mod delta;
 mod elfcorehdr;
 mod fault;
 mod manifest;
+mod notes;
+mod packed;
+mod page_set;
 mod prstatus;
 pub mod publish;
 mod ram_check;
@@ -49,12 +66,13 @@ mod section;
 mod writer;
 
 pub use chain::{Chain, ChainError, Piece};
-pub use delta::{Delta, PageSet, Parent};
+pub use delta::{Delta, Parent};
 pub use elfcorehdr::Elfcorehdr;
-pub use fault::{Fault, OpenError, RamError, VerifyError};
+pub use fault::{ChunkPlace, Fault, OpenError, RamError, VerifyError};
 pub use manifest::{
     About, GenerationId, GuestKernel, HostNeed, Manifest, ManifestError, NeedValue, RamFormat, SectionEntry,
 };
+pub use page_set::PageSet;
 pub use prstatus::Registers;
 pub use reader::{RamSummary, Snapshot, UnverifiedSnapshot};
 pub use seal::{KeyError, SealError, SealKey};

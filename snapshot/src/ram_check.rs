@@ -3,7 +3,8 @@
 //! In: a file, the place of a RAM range in it, the chunk table. Out: agreement, or the first chunk that differs. Holds:
 //! one chunk is in memory at a time, and holes of the file are not read.
 
-use crate::{CHUNK_SIZE, MappedRange, RamError, RamRange, chunk, seal};
+use crate::packed::Packed;
+use crate::{CHUNK_SIZE, ChunkPlace, MappedRange, RamError, RamRange, chunk, seal};
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
@@ -50,6 +51,8 @@ pub(crate) struct RamCheck<'a> {
     digests: std::slice::Iter<'a, u64>,
     /// Those of a seal, if it is to be believed.
     sealed: Option<std::slice::Iter<'a, seal::Digest>>,
+    /// Where packed pages are in the guest, if the file has such.
+    packed: Option<Packed<'a>>,
     pub(crate) hole_bytes: u64,
     done: u64,
 }
@@ -60,9 +63,10 @@ impl<'a> RamCheck<'a> {
         file: &'a File,
         table: &'a [u64],
         sealed: Option<&'a [seal::Digest]>,
+        packed: Option<Packed<'a>>,
     ) -> Self {
-        let sealed = sealed.map(<[_]>::iter);
-        Self { path, chunks: Chunks::new(file), digests: table.iter(), sealed, hole_bytes: 0, done: 0 }
+        let (chunks, digests, sealed) = (Chunks::new(file), table.iter(), sealed.map(<[_]>::iter));
+        Self { path, chunks, digests, sealed, packed, hole_bytes: 0, done: 0 }
     }
 
     /// Checks one range; `progress` hears how many bytes are done.
@@ -80,22 +84,27 @@ impl<'a> RamCheck<'a> {
     }
 
     fn check_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<(), RamError> {
-        let RamRange { gpa, len } = *chunk;
-        let path = || self.path.to_owned();
+        let len = chunk.len;
+        let (path, place) = (|| self.path.to_owned(), || place(chunk, self.packed.as_ref()));
         let bytes = self.chunks.read(offset, len);
-        let bytes = bytes.map_err(|source| RamError::Read { path: path(), gpa, source })?;
+        let bytes = bytes.map_err(|source| RamError::Read { path: path(), chunk: place(), source })?;
         self.hole_bytes += bytes.map_or(len, |_| 0);
         let found = bytes.map_or_else(|| chunk::zero_digest(len), chunk::digest);
         let expected = *self.digests.next().expect("the table has a digest for each chunk");
         if found != expected {
-            return Err(RamError::Digest { path: path(), gpa, len, found, expected });
+            return Err(RamError::Digest { path: path(), chunk: place(), found, expected });
         }
         let sealed = self.sealed.as_mut().and_then(Iterator::next);
         if sealed.is_some_and(|expected| seal::digest(bytes, len) != *expected) {
-            return Err(RamError::Seal { path: path(), gpa, len });
+            return Err(RamError::Seal { path: path(), chunk: place() });
         }
         Ok(())
     }
+}
+
+fn place(chunk: &RamRange, packed: Option<&Packed>) -> ChunkPlace {
+    let gpa = packed.map_or(chunk.gpa, |packed| packed.gpa(chunk.gpa));
+    ChunkPlace { gpa, len: chunk.len, packed: packed.is_some() }
 }
 
 /// Bytes of holes in this range of RAM.

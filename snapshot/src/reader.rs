@@ -5,8 +5,9 @@
 
 use crate::{
     Manifest, MappedRange, OpenError, RamError, SectionRef, VerifyError, chunk,
-    delta::{DELTA, Delta},
+    delta::{self, DELTA, Delta},
     fault::Fault,
+    packed::Packed,
     publish::describe,
     ram_check::{self, RamCheck},
     seal::{Seal, SealError, SealKey},
@@ -51,7 +52,7 @@ pub struct Snapshot {
 /// What [`Snapshot::verify_ram`] read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RamSummary {
-    /// Bytes of guest RAM.
+    /// Bytes of guest RAM that the file is of, holes included.
     pub ram_bytes: u64,
     /// Bytes of it that lie in holes of the file and did not have to be read.
     pub hole_bytes: u64,
@@ -105,7 +106,7 @@ impl UnverifiedSnapshot {
         let Self { path, file } = self;
         match read_parts(&file) {
             Ok((len, parts)) => {
-                let Parts { header, vmcoreinfo, manifest, state, table, ram, seal } = parts;
+                let Parts { header, vmcoreinfo, manifest, state, table, ram, packed, seal } = parts;
                 let mut snapshot = Snapshot {
                     path,
                     file,
@@ -120,7 +121,8 @@ impl UnverifiedSnapshot {
                     seal,
                     authentic: false,
                 };
-                match Delta::decode(&snapshot.manifest, snapshot.section(DELTA)) {
+                let packed = packed.then(|| snapshot.ram_bytes());
+                match Delta::decode(&snapshot.manifest, snapshot.section(DELTA), packed) {
                     Ok(delta) => {
                         snapshot.delta = delta;
                         Ok(snapshot)
@@ -139,7 +141,7 @@ impl Snapshot {
         &self.manifest
     }
 
-    /// What it is a difference to, if it holds only that. Its RAM is zero then where it is the parent's.
+    /// What it is a difference to, if it holds only that, and which pages.
     pub fn delta(&self) -> Option<&Delta> {
         self.delta.as_ref()
     }
@@ -182,9 +184,15 @@ impl Snapshot {
         self.len
     }
 
-    /// RAM, in the order of guest addresses; the ranges are the manifest's, and each lies wholly in the file.
+    /// RAM, in the order of guest addresses; the ranges are the manifest's, and each lies wholly in the file. Of an incremental snapshot one range,
+    /// which may be empty: its changed pages, one behind the other, counted from 0; [`crate::Chain::pieces`] knows their addresses.
     pub fn ram(&self) -> &[MappedRange] {
         &self.ram
+    }
+
+    /// Bytes of RAM that the file is of, holes included: the guest's, or the changed pages of it.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram.iter().map(|mapped| mapped.range.len).sum()
     }
 
     /// What the guest's kernel told debuggers about itself: lines of text, by its word.
@@ -207,14 +215,14 @@ impl Snapshot {
         self.sections().find(|section| section.name == name)
     }
 
-    /// The chunk table: a digest for each chunk of RAM, in the order of guest addresses.
+    /// The chunk table: a digest for each chunk of [`Snapshot::ram`].
     pub fn digests(&self) -> &[u64] {
         &self.table
     }
 
-    /// One digest of all RAM: XXH3, 64 bits, seed 0, of the chunk table.
+    /// One digest of all RAM: XXH3, 64 bits, seed 0, of the chunk table, after which an incremental snapshot has the bits of its pages.
     pub fn ram_digest(&self) -> u64 {
-        chunk::digest(&chunk::encode_table(&self.table))
+        delta::ram_digest(&self.table, self.delta.as_ref().map(|delta| &delta.changed))
     }
 
     /// Bytes of RAM that are holes of the file, and so are known to be zero without being read.
@@ -232,8 +240,9 @@ impl Snapshot {
     /// The first chunk that differs or cannot be read.
     pub fn verify_ram(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<RamSummary, RamError> {
         let sealed = self.seal.as_ref().filter(|_| self.authentic).map(|seal| seal.digests.as_slice());
-        let mut check = RamCheck::new(&self.path, &self.file, &self.table, sealed);
-        let ram_bytes = self.manifest.ram.bytes;
+        let packed = self.delta.as_ref().map(|delta| Packed::new(&delta.changed, &self.manifest.ram.ranges));
+        let mut check = RamCheck::new(&self.path, &self.file, &self.table, sealed, packed);
+        let ram_bytes = self.ram_bytes();
         for mapped in &self.ram {
             check.check_range(mapped, &mut |done| progress(done, ram_bytes))?;
         }
@@ -259,6 +268,7 @@ struct Parts {
     state: Vec<u8>,
     table: Vec<u64>,
     ram: Vec<MappedRange>,
+    packed: bool,
     seal: Option<Seal>,
 }
 
@@ -276,7 +286,8 @@ fn read_parts(file: &File) -> Result<(u64, Parts), Fault> {
     let (header, state, ram) = (notes.header.encode(), notes.state.to_vec(), image.layout.ram().to_vec());
     let vmcoreinfo = notes.vmcoreinfo.map(<[u8]>::to_vec);
     let seal = notes.seal.map(|desc| seal(desc, &notes)).transpose()?;
-    Ok((len, Parts { header, vmcoreinfo, manifest, state, table, ram, seal }))
+    let packed = image.layout.packed;
+    Ok((len, Parts { header, vmcoreinfo, manifest, state, table, ram, packed, seal }))
 }
 
 fn seal(desc: &[u8], notes: &Notes<'_>) -> Result<Seal, Fault> {

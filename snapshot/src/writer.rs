@@ -3,20 +3,15 @@
 //! In: [`Contents`] and a path. Out: the file, and a [`Summary`]. Holds: RAM is read once; the length of the notes follows from the layout
 //! alone, so their place is kept free until the digests are known.
 
+use crate::notes::{self, Notes};
+use crate::packed::PackedRam;
+use crate::publish::{NewFile, PublishError};
+use crate::ram_writer::{self, RamFailure, Written};
+use crate::seal::{self, Seal, SealKey};
 use crate::{
-    About, Delta, Manifest, ManifestError, NOTES_MAX, RamRange, Registers, Section, SectionEntry,
-    SectionError, chunk,
-    manifest::RamFormat,
-    prstatus::PRSTATUS_LEN,
-    publish::{NewFile, PublishError},
-    ram_writer::{self, Written},
-    seal::{self, Seal, SealKey},
+    About, Delta, ManifestError, NOTES_MAX, RamRange, Registers, Section, SectionError, chunk, delta,
 };
-use snapshot_format::{
-    Layout, elf,
-    header::{FixedHeader, Frame, HEADER_LEN},
-    note,
-};
+use snapshot_format::{Layout, elf, note};
 use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
@@ -36,7 +31,7 @@ pub trait RamSource: Sync {
     /// The RAM cannot be read; the snapshot is given up.
     fn read_chunk(&self, gpa: u64, buf: &mut [u8]) -> io::Result<ChunkContent>;
 
-    /// Fills `buf` with the RAM at `gpa`: pages of one chunk, which changed.
+    /// Fills `buf` with the RAM at `gpa`: pages that changed, of one range, and no more than a chunk has.
     ///
     /// # Errors
     /// The RAM cannot be read; the snapshot is given up.
@@ -94,7 +89,7 @@ pub struct Summary {
     pub allocated: u64,
     /// Whether the guest's kernel tells debuggers about itself in it.
     pub vmcoreinfo: bool,
-    /// XXH3 of its chunk table, as in [`crate::Parent`].
+    /// As in [`crate::Parent`].
     pub ram_digest: u64,
     /// Time to read, digest and write RAM.
     pub ram_time: Duration,
@@ -103,7 +98,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Bytes of guest RAM in zero pages, which take no room.
+    /// Bytes of guest RAM in zero pages, which take no room, or in pages that are a parent's.
     pub fn zero_bytes(&self) -> u64 {
         self.ram_bytes - self.data_bytes
     }
@@ -153,7 +148,7 @@ impl WriteError {
 }
 
 /// Writes a snapshot to `path`, replacing the regular file that may be there. `progress` hears, after each chunk, how
-/// many bytes of RAM are done and how many there are.
+/// many bytes of RAM are done and how many are to be written.
 ///
 /// # Errors
 /// See [`WriteError`]. Nothing of the new snapshot stays behind, and an old one of that name is untouched, unless
@@ -176,20 +171,27 @@ pub fn write_sealed(
     key: Option<&SealKey>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Summary, WriteError> {
-    let notes = Notes::new(contents)?;
+    let changed = contents.delta.map(|delta| &delta.changed);
+    let packed = changed.map(|changed| PackedRam::new(contents.ram, changed));
+    let ram: &dyn RamSource = packed.as_ref().map_or(contents.ram, |packed| packed);
+    let notes = Notes::new(contents, chunk::count(ram.ranges()))?;
     let seal_len = key.map_or(0, |_| note::note_len(note::VMMSNAP, Seal::len(notes.chunks)));
-    check_len(notes.len() + seal_len)?;
-    let layout = Layout::plan(contents.ram.ranges(), notes.len() + seal_len);
+    notes::check_len(notes.len() + seal_len)?;
+    let layout = plan(ram.ranges(), packed.is_some(), notes.len() + seal_len);
     let new = NewFile::create(path)?;
     let failed = |source| WriteError::Write { path: new.target().to_owned(), source };
     // First the length, so that a limit on it shows before the work is done; holes stay where nothing is written.
     new.file().set_len(layout.end()).map_err(failed)?;
     let started = Instant::now();
-    let written = ram_writer::write(new.file(), layout.ram(), contents, progress);
-    let Written { digests, data_bytes, ram_bytes } = written.map_err(|error| error.at(new.target()))?;
+    let in_guest = |at| packed.as_ref().map_or(at, |ram| ram.packed.gpa(at));
+    let Written { digests, data_bytes } = ram_writer::write(new.file(), layout.ram(), ram, progress)
+        .map_err(|failure| match failure {
+            RamFailure::Read { gpa, source } => WriteError::Ram { gpa: in_guest(gpa), source },
+            RamFailure::Write(source) => failed(source),
+        })?;
     contents.ram.finish().map_err(|source| WriteError::Ram { gpa: 0, source })?;
     let (ram_time, started) = (started.elapsed(), Instant::now());
-    let ram_digest = chunk::digest(&chunk::encode_table(&digests));
+    let ram_digest = delta::ram_digest(&digests, changed);
     let mut notes = notes.encode(&digests);
     if let Some(key) = key {
         // What is sealed is what is in the file, which nobody else can open yet.
@@ -203,69 +205,15 @@ pub fn write_sealed(
     new.publish()?;
     let allocated = file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
     let publish_time = started.elapsed();
+    let ram_bytes = contents.ram.ranges().iter().map(|range| range.len).sum();
     let (file_len, vmcoreinfo) = (layout.end(), contents.vmcoreinfo.is_some());
     Ok(Summary { ram_bytes, data_bytes, file_len, allocated, vmcoreinfo, ram_digest, ram_time, publish_time })
 }
 
-/// The notes, except for the chunk table, of which the length is known.
-pub(crate) struct Notes {
-    prstatus: Vec<[u8; PRSTATUS_LEN]>,
-    vmcoreinfo: Option<Vec<u8>>,
-    manifest: Vec<u8>,
-    state: Vec<u8>,
-    chunks: u64,
-}
-
-impl Notes {
-    /// Refuses a manifest that no reader would take, and notes that are too long.
-    pub(crate) fn new(contents: &Contents) -> Result<Self, WriteError> {
-        let delta = contents.delta.map(Delta::encode).transpose()?;
-        let sections: Vec<_> = contents.sections.iter().chain(&delta).collect();
-        let state_len = sections.iter().map(|section| section.bytes.len() as u64).sum();
-        check_len(state_len)?;
-        let manifest = manifest(contents, &sections);
-        manifest.check()?;
-        let state = sections.iter().flat_map(|section| section.bytes.iter().copied()).collect();
-        let notes = Self {
-            prstatus: contents.vcpus.iter().zip(0..).map(|(vcpu, index)| vcpu.prstatus(index)).collect(),
-            vmcoreinfo: contents.vmcoreinfo.map(<[u8]>::to_vec),
-            manifest: Section::encode("manifest", crate::FORMAT_VERSION, &manifest)?.bytes,
-            state,
-            chunks: chunk::count(&manifest.ram.ranges),
-        };
-        check_len(notes.len())?;
-        Ok(notes)
-    }
-
-    /// Bytes of all notes.
-    pub(crate) fn len(&self) -> u64 {
-        let prstatus = note::note_len(note::CORE, PRSTATUS_LEN as u64) * self.prstatus.len() as u64;
-        let vmcoreinfo =
-            self.vmcoreinfo.as_ref().map_or(0, |desc| note::note_len(note::VMCOREINFO, desc.len() as u64));
-        let lens = [HEADER_LEN as u64, self.manifest.len() as u64, self.state.len() as u64];
-        let own = lens.into_iter().chain([self.chunks * chunk::DIGEST_LEN]);
-        prstatus + vmcoreinfo + own.map(|len| note::note_len(note::VMMSNAP, len)).sum::<u64>()
-    }
-
-    /// Their bytes, with the digests of all chunks.
-    pub(crate) fn encode(&self, digests: &[u64]) -> Vec<u8> {
-        let table = chunk::encode_table(digests);
-        let header = FixedHeader {
-            debugger: Frame::of(self.prstatus.iter().map(|desc| &desc[..]).chain(self.vmcoreinfo.as_deref())),
-            manifest: Frame::of([&self.manifest[..]]),
-            table: Frame::of([&table[..]]),
-            state_len: self.state.len() as u32,
-        };
-        let mut out = Vec::new();
-        self.prstatus.iter().for_each(|desc| note::push(&mut out, note::CORE, note::NT_PRSTATUS, desc));
-        if let Some(desc) = &self.vmcoreinfo {
-            note::push(&mut out, note::VMCOREINFO, note::NT_VMCOREINFO, desc);
-        }
-        let own = [&header.encode()[..], &self.manifest, &self.state, &table];
-        for ((kind, _), desc) in [note::HEADER, note::MANIFEST, note::STATE, note::TABLE].iter().zip(own) {
-            note::push(&mut out, note::VMMSNAP, *kind, desc);
-        }
-        out
+fn plan(ranges: &[RamRange], packed: bool, notes_len: u64) -> Layout {
+    match ranges {
+        [all] if packed => Layout::plan_packed(all.len, notes_len),
+        _ => Layout::plan(ranges, notes_len),
     }
 }
 
@@ -275,25 +223,4 @@ fn encode_headers(layout: &Layout) -> Vec<u8> {
     let mut out = elf::encode_header(headers.len() as u16).to_vec();
     headers.iter().for_each(|header| out.extend(header.encode()));
     out
-}
-
-fn check_len(len: u64) -> Result<(), WriteError> {
-    if len < NOTES_MAX { Ok(()) } else { Err(WriteError::NotesTooLong { len }) }
-}
-
-/// The manifest of these contents, not checked yet.
-fn manifest(contents: &Contents, sections: &[&Section]) -> Manifest {
-    let entry = |section: &&Section| SectionEntry {
-        name: section.name.clone(),
-        version: section.version,
-        len: section.bytes.len() as u32,
-        crc: crc32fast::hash(&section.bytes),
-    };
-    Manifest {
-        about: contents.about.clone(),
-        parent: contents.delta.map(|delta| delta.parent.generation),
-        ram: RamFormat::of(contents.ram.ranges()),
-        vcpus: u32::try_from(contents.vcpus.len()).unwrap_or(u32::MAX),
-        sections: sections.iter().map(entry).collect(),
-    }
 }

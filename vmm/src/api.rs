@@ -241,7 +241,7 @@ pub struct SnapshotSummary {
     pub path: PathBuf,
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
-    /// Bytes of guest RAM that the file holds; the others are zero, and holes.
+    /// Bytes of guest RAM that the file holds; the others are zero, or a parent's.
     pub stored_bytes: u64,
     /// Whether crash, drgn and makedumpfile find in it what they need to know of a Linux kernel.
     #[serde(default)]

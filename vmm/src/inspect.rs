@@ -81,7 +81,7 @@ pub struct Ram {
     pub zero: u64,
     /// What is as its parent has it.
     pub unchanged: u64,
-    /// XXH3 of the digests of its chunks, in hexadecimal; the restore stub prints the same. What is the parent's counts as zero.
+    /// XXH3 of the digests of its chunks, in hexadecimal; the restore stub prints the same. Of a difference, of its pages, and of which they are.
     pub digest: String,
     /// Where it is in the guest.
     pub ranges: Vec<RamRange>,
@@ -241,7 +241,7 @@ pub fn progress_bar(what: &'static str, bytes: u64) -> ProgressBar {
 /// What is in the file is what `SEEK_DATA` finds there; on a file system without holes that is everything.
 fn ram(snapshot: &Snapshot) -> Ram {
     let bytes = snapshot.manifest().ram.bytes;
-    let own = snapshot.delta().map_or(bytes, |delta| delta.changed.len() * snapshot::PAGE_SIZE);
+    let own = snapshot.ram_bytes();
     let (resident, unchanged) = (resident(snapshot), bytes - own);
     let digest = format!("{:016x}", snapshot.ram_digest());
     let ranges = snapshot.manifest().ram.ranges.clone();
@@ -249,7 +249,7 @@ fn ram(snapshot: &Snapshot) -> Ram {
 }
 
 fn resident(snapshot: &Snapshot) -> u64 {
-    snapshot.manifest().ram.bytes - snapshot.zero_bytes().unwrap_or(0)
+    snapshot.ram_bytes() - snapshot.zero_bytes().unwrap_or(0)
 }
 
 fn needed(link: &Snapshot) -> Needed {

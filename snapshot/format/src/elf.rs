@@ -33,6 +33,9 @@ const EHDR_FIELDS: [(&str, usize, usize, u64); 17] = [
 pub const PT_LOAD: u32 = 1;
 /// The notes.
 pub const PT_NOTE: u32 = 4;
+/// Changed pages of RAM, one behind the other: a type of our own, between PT_LOOS (0x6000_0000) and PT_HIOS, with "SNA" in it. Debuggers pass over
+/// what they don't know.
+pub const PT_PACKED: u32 = 0x6053_4e41;
 
 /// A program header (ELF-64 object file format, figure 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

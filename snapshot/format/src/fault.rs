@@ -19,6 +19,8 @@ pub enum Part {
     NoteSegment(usize),
     /// A program header that places RAM.
     LoadSegment(usize),
+    /// A program header that places changed pages.
+    PackedSegment(usize),
     /// All notes.
     Notes,
     /// A note, or a part of the manifest.
@@ -27,6 +29,8 @@ pub enum Part {
     Section(ShortText),
     /// The RAM range at this guest physical address.
     Ram(u64),
+    /// RAM of an incremental snapshot.
+    Packed,
 }
 
 impl fmt::Display for Part {
@@ -37,10 +41,12 @@ impl fmt::Display for Part {
             Self::ProgramHeader(index) => write!(f, "program header {index}"),
             Self::NoteSegment(index) => write!(f, "program header {index} (PT_NOTE)"),
             Self::LoadSegment(index) => write!(f, "program header {index} (PT_LOAD)"),
+            Self::PackedSegment(index) => write!(f, "program header {index} (changed pages)"),
             Self::Notes => f.write_str("notes"),
             Self::Named(name) => f.write_str(name),
             Self::Section(name) => write!(f, "section {name}"),
             Self::Ram(gpa) => write!(f, "RAM range at GPA {gpa:#x}"),
+            Self::Packed => f.write_str("part with the changed pages"),
         }
     }
 }
@@ -204,6 +210,8 @@ pub enum Fault {
         /// Start of the first range that only one of them has.
         gpa: u64,
     },
+    /// The file holds only changed pages, and does not say since when.
+    NoParent,
     /// The file holds only what changed since another.
     Incremental {
         /// The parent's generation id.
@@ -272,6 +280,7 @@ impl fmt::Display for Fault {
             Self::Ranges { gpa } => {
                 write!(f, "the RAM ranges of the program headers and of the manifest differ at GPA {gpa:#x}")
             }
+            Self::NoParent => f.write_str("it holds changed pages only, and its manifest names no parent"),
             Self::Incremental { parent } => {
                 let parent = u128::from_be_bytes(parent);
                 write!(f, "an incremental snapshot: it needs its parent {parent:032x}")?;

@@ -126,12 +126,16 @@ impl<'a> Image<'a> {
             return Err(Fault::Length { what, found: notes.registers, expected });
         }
         let layout = layout.by_gpa();
-        check_ranges(&layout, outline.ranges())?;
+        match (layout.packed, outline.parent) {
+            (true, None) => return Err(Fault::NoParent),
+            // Whether these are as many pages as it has a list of is known to who decodes the list.
+            (true, Some(_)) => {}
+            (false, _) => check_ranges(&layout, outline.ranges())?,
+        }
         check_sections(&outline, notes.state)?;
-        let table_len = chunk::count(outline.ranges()) * chunk::DIGEST_LEN;
-        check_len(Part::Named(note::TABLE.1), notes.table, table_len)?;
+        check_len(Part::Named(note::TABLE.1), notes.table, layout.chunks() * chunk::DIGEST_LEN)?;
         if let Some(seal) = notes.seal {
-            check_len(Part::Named(note::SEAL.1), seal, note::seal_len(chunk::count(outline.ranges())))?;
+            check_len(Part::Named(note::SEAL.1), seal, note::seal_len(layout.chunks()))?;
         }
         Ok(Self { layout, notes, outline })
     }

@@ -3,23 +3,28 @@
 //! In: RAM ranges and the length of the notes, or a file's program headers. Out: those headers, or the places. Holds:
 //! each layout leaves one place for everything, notes and RAM follow one another, and no number from a file is added
 //! to before it is bounded.
+//!
+//! RAM of an incremental snapshot is its changed pages, one behind the other, in one segment of a type of our own: whoever does not know it
+//! sees no memory there, rather than zeroes where it is the parent's. What the pages' addresses are says the machine state.
 
-use crate::elf::{PT_LOAD, PT_NOTE, ProgramHeader, ProgramHeaders, expect};
+use crate::elf::{PT_LOAD, PT_NOTE, PT_PACKED, ProgramHeader, ProgramHeaders, expect};
 use crate::{
     EHDR_LEN, Expected, Fault, GPA_END, NOTE_HEADER_LEN, NOTES_MAX, PAGE_SIZE, PHDR_LEN, Part,
-    RAM_RANGES_MAX, RamRange,
+    RAM_RANGES_MAX, RamRange, chunk,
 };
 use core::ops::Range;
 
 /// Read, write, execute.
 const RWX: u32 = 7;
+/// Read.
+const R: u32 = 4;
 /// Where x86-64 Linux maps all RAM when it is not randomised (`Documentation/arch/x86/x86_64/mm.rst`).
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 
 /// A RAM range and its place in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MappedRange {
-    /// In the guest.
+    /// In the guest. In a packed layout its addresses are those of the packed pages, from 0 on.
     pub range: RamRange,
     /// Of its first byte in the file, a multiple of the page size.
     pub offset: u64,
@@ -50,13 +55,15 @@ pub struct Layout {
     pub headers_end: u64,
     /// All notes.
     pub notes: Range<u64>,
+    /// Whether RAM is changed pages, one behind the other: its one range, which may be empty, has nothing to do with the guest's addresses.
+    pub packed: bool,
     ram: Ranges,
 }
 
 impl Layout {
     fn new(origin: Origin, headers_end: u64, notes: Range<u64>) -> Self {
         let ram = Ranges { items: [MappedRange::default(); RAM_RANGES_MAX], len: 0 };
-        Self { origin, headers_end, notes, ram }
+        Self { origin, headers_end, notes, packed: false, ram }
     }
 
     /// The layout of a file to be written. The caller has checked the ranges, their number, and the notes' length.
@@ -69,9 +76,15 @@ impl Layout {
         layout
     }
 
+    /// The same with so many bytes of changed pages. The caller has checked that RAM has as many.
+    pub fn plan_packed(len: u64, notes_len: u64) -> Self {
+        Self { packed: true, ..Self::plan(&[RamRange { gpa: 0, len }], notes_len) }
+    }
+
     /// The program headers of a planned file.
     pub fn headers(&self) -> impl Iterator<Item = ProgramHeader> + '_ {
-        core::iter::once(note_header(&self.notes)).chain(self.ram().iter().map(load_header))
+        let header = if self.packed { packed_header } else { load_header };
+        core::iter::once(note_header(&self.notes)).chain(self.ram().iter().map(header))
     }
 
     /// The layout that these program headers describe; of the file's length nothing is known yet.
@@ -85,12 +98,21 @@ impl Layout {
         if origin == Origin::Writer {
             expect(Part::ElfHeader, "index of PT_NOTE", note_at as u64, Expected::One(0))?;
         }
-        let mut layout = Self::new(origin, headers.end(), notes);
+        let mut layout = Self { packed: is_packed(headers), ..Self::new(origin, headers.end(), notes) };
         for (index, header) in headers.iter().enumerate().filter(|(index, _)| *index != note_at) {
-            let mapped = layout.check_load(index, &header)?;
+            let mapped = if layout.packed {
+                layout.check_packed(index, &header)?
+            } else {
+                layout.check_load(index, &header)?
+            };
             layout.push(mapped);
         }
         Ok(layout)
+    }
+
+    /// Number of chunks of RAM.
+    pub fn chunks(&self) -> u64 {
+        self.ram().iter().map(|mapped| chunk::count(&[mapped.range])).sum()
     }
 
     /// RAM in the order of the program headers, which is also the order in the file.
@@ -131,7 +153,8 @@ impl Layout {
     /// Another length, and the first part that is not there in full.
     pub fn check_len(&self, len: u64) -> Result<(), Fault> {
         let notes = (Part::Notes, self.ram_start());
-        let end = |mapped: &MappedRange| (Part::Ram(mapped.range.gpa), mapped.offset + mapped.range.len);
+        let name = |gpa| if self.packed { Part::Packed } else { Part::Ram(gpa) };
+        let end = |mapped: &MappedRange| (name(mapped.range.gpa), mapped.offset + mapped.range.len);
         let mut ends = core::iter::once(notes).chain(self.ram().iter().map(end));
         if let Some((what, end)) = ends.find(|(_, end)| len < *end) {
             return Err(Fault::Truncated { what, end, len });
@@ -170,6 +193,22 @@ impl Layout {
         let range = RamRange { gpa: header.paddr, len: header.filesz };
         Ok(MappedRange { range, offset: header.offset })
     }
+
+    /// The same of the only PT_PACKED, which Linux would not relay.
+    fn check_packed(&self, index: usize, header: &ProgramHeader) -> Result<MappedRange, Fault> {
+        expect(Part::NoteSegment(0), "p_offset", self.notes.start, Expected::One(self.headers_end))?;
+        let what = Part::PackedSegment(index);
+        expect(what, "p_filesz", header.filesz, Expected::Pages(0, GPA_END))?;
+        let mapped = MappedRange { range: RamRange { gpa: 0, len: header.filesz }, offset: self.end() };
+        let planned = packed_header(&mapped);
+        expect(what, "p_flags", header.flags.into(), Expected::One(planned.flags.into()))?;
+        expect(what, "p_align", header.align, Expected::One(planned.align))?;
+        expect(what, "p_memsz", header.memsz, Expected::One(planned.memsz))?;
+        expect(what, "p_paddr", header.paddr, Expected::One(planned.paddr))?;
+        expect(what, "p_vaddr", header.vaddr, Expected::One(planned.vaddr))?;
+        expect(what, "p_offset", header.offset, Expected::One(planned.offset))?;
+        Ok(mapped)
+    }
 }
 
 fn note_header(notes: &Range<u64>) -> ProgramHeader {
@@ -202,11 +241,23 @@ fn load_header(mapped: &MappedRange) -> ProgramHeader {
     }
 }
 
-/// The index of the one PT_NOTE; all others have to be PT_LOAD.
+/// It takes no memory at any address: it is no part of the machine by itself.
+fn packed_header(mapped: &MappedRange) -> ProgramHeader {
+    let MappedRange { range: RamRange { len, .. }, offset } = *mapped;
+    ProgramHeader { kind: PT_PACKED, flags: R, offset, vaddr: 0, paddr: 0, filesz: len, memsz: 0, align: 0 }
+}
+
+/// Whether notes and one PT_PACKED are all there is.
+fn is_packed(headers: &ProgramHeaders<'_>) -> bool {
+    headers.iter().len() == 2 && headers.iter().any(|header| header.kind == PT_PACKED)
+}
+
+/// The index of the one PT_NOTE; all others have to be PT_LOAD, or the only other one PT_PACKED.
 fn find_notes(headers: &ProgramHeaders<'_>) -> Result<usize, Fault> {
     let notes = headers.iter().position(|header| header.kind == PT_NOTE).unwrap_or(0);
+    let ram = if is_packed(headers) { PT_PACKED } else { PT_LOAD };
     for (index, header) in headers.iter().enumerate() {
-        let kind = if index == notes { PT_NOTE } else { PT_LOAD };
+        let kind = if index == notes { PT_NOTE } else { ram };
         expect(Part::ProgramHeader(index), "p_type", header.kind.into(), Expected::One(kind.into()))?;
     }
     Ok(notes)
@@ -232,65 +283,4 @@ fn check_note(index: usize, header: &ProgramHeader, headers_end: u64) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::elf;
-    use std::vec::Vec;
-
-    fn encode(headers: &[ProgramHeader]) -> Vec<u8> {
-        let mut out = elf::encode_header(headers.len() as u16).to_vec();
-        headers.iter().for_each(|header| out.extend(header.encode()));
-        out
-    }
-
-    fn planned(layout: &Layout) -> Vec<u8> {
-        encode(&layout.headers().collect::<Vec<_>>())
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Layout, Fault> {
-        Layout::decode(&elf::decode(bytes)?)
-    }
-
-    #[test]
-    fn decodes_what_it_plans() {
-        let ranges = [RamRange { gpa: 0, len: 8192 }, RamRange { gpa: 1 << 32, len: 4096 }];
-        let plan = Layout::plan(&ranges, 1000);
-        assert_eq!(plan.ram()[0].offset, 4096);
-        assert_eq!(plan.end(), 4096 + 8192 + 4096);
-        let found = decode(&planned(&plan)).unwrap();
-        assert_eq!((found.origin, &found.notes, found.ram()), (plan.origin, &plan.notes, plan.ram()));
-    }
-
-    #[test]
-    fn leaves_room_for_the_zeroed_note_header() {
-        let ranges = [RamRange { gpa: 0, len: 4096 }];
-        let headers_end = EHDR_LEN + 2 * PHDR_LEN;
-        assert_eq!(Layout::plan(&ranges, 4096 - headers_end - 12).ram_start(), 4096);
-        assert_eq!(Layout::plan(&ranges, 4096 - headers_end - 8).ram_start(), 8192);
-    }
-
-    #[test]
-    fn refuses_any_flipped_bit() {
-        let plan =
-            Layout::plan(&[RamRange { gpa: 0, len: 8192 }, RamRange { gpa: 1 << 32, len: 4096 }], 1000);
-        let good = planned(&plan);
-        for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            let found = decode(&bad);
-            assert!(found.is_err(), "bit {bit}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn the_last_address_and_the_direct_map_do_not_overflow() {
-        let plan = Layout::plan(&[RamRange { gpa: GPA_END, len: 4096 }], 1000);
-        let mut headers: Vec<_> = plan.headers().collect();
-        headers[0].offset = PAGE_SIZE;
-        headers[1].offset = 2 * PAGE_SIZE;
-        headers[1].vaddr = DIRECT_MAP;
-        assert!(decode(&encode(&headers)).is_err());
-        headers[1].vaddr = DIRECT_MAP.wrapping_add(GPA_END);
-        assert_eq!(decode(&encode(&headers)).unwrap().origin, Origin::Vmcore);
-    }
-}
+mod tests;

@@ -35,18 +35,18 @@ fn use_file(bytes: &[u8]) {
     }
 }
 
-/// A file that says it is a difference to another, with this list of pages.
-fn link(list: Vec<u8>) -> Vec<u8> {
+/// A file that says it is a difference to another, with this list of pages, and so many of them.
+fn link(list: Vec<u8>, held: u64) -> Vec<u8> {
     let mut manifest = manifest();
     manifest.parent = Some(GenerationId([0xab; 16]));
     let crc = crc32fast::hash(&list);
     manifest.sections = vec![SectionEntry {
         name: snapshot::delta::DELTA.to_owned(),
-        version: 1,
+        version: 2,
         len: list.len() as u32,
         crc,
     }];
-    Forge { state: list, ..Forge::new(&manifest) }.file()
+    Forge { state: list, ..Forge::packed(&manifest, held * 4096) }.file()
 }
 
 proptest! {
@@ -82,13 +82,13 @@ proptest! {
     }
 
     #[test]
-    fn random_lists_of_pages(list in vec(any::<u8>(), 0..60)) {
-        use_file(&link(list));
+    fn random_lists_of_pages(list in vec(any::<u8>(), 0..60), held in 0u64..5) {
+        use_file(&link(list, held));
     }
 
     #[test]
-    fn lists_of_any_pages(hint in ".{0,12}", pages in 0u64..8, bits in vec(any::<u8>(), 0..3)) {
-        use_file(&link(postcard::to_stdvec(&(1u64, hint, pages, bits)).unwrap()));
+    fn lists_of_any_pages(hint in ".{0,12}", pages in 3u64..6, bits in vec(0u8..32, 0..3), held in 0u64..5) {
+        use_file(&link(postcard::to_stdvec(&(1u64, hint, pages, bits)).unwrap(), held));
     }
 
     #[test]

@@ -95,10 +95,59 @@ fn a_chain_has_all_of_ram_and_each_link_only_what_changed() {
     for link in chain.links() {
         link.verify_ram(&mut |_, _| ()).unwrap();
     }
-    assert!(
-        fs::metadata(&scene.files[1]).unwrap().blocks()
-            < fs::metadata(&scene.files[0]).unwrap().blocks() + 16
-    );
+    // Its pages are all there is of RAM in the file, one behind the other.
+    let first = &chain.links()[2];
+    assert_eq!((first.ram_bytes(), first.ram().len()), (4 * PAGE_SIZE, 1));
+    assert_eq!(first.file_len(), first.ram()[0].offset + 4 * PAGE_SIZE);
+    let offsets: Vec<_> =
+        chain.pieces().iter().filter(|piece| piece.link == 2).map(|piece| piece.offset).collect();
+    let start = first.ram()[0].offset;
+    assert_eq!(offsets, [1, 3].map(|page| start + page * PAGE_SIZE), "of 0x9000, and of the second range");
+    // Of a page that is zero there is nothing.
+    assert_eq!((chain.top().zero_bytes().unwrap(), chain.top().ram_bytes()), (PAGE_SIZE, PAGE_SIZE));
+    assert!(fs::metadata(&scene.files[1]).unwrap().blocks() <= (first.file_len() / 512).next_multiple_of(8));
+}
+
+/// More than one thread, and more than one chunk: each page is still where the list has it.
+#[test]
+fn many_scattered_pages_are_found_again() {
+    let mut scene = Scene::new();
+    scene.machine = Machine::with_ram(&[(0, 200 * CHUNK_SIZE), (1 << 32, 3 * CHUNK_SIZE)], &[]);
+    scene.machine.write(&scene.files[0]).unwrap();
+    let all: Vec<u64> =
+        (0..200 * CHUNK_SIZE).chain(1 << 32..(1 << 32) + 3 * CHUNK_SIZE).step_by(2 * 4096).collect();
+    scene.change(&all);
+    let summary = scene.change(&all.iter().step_by(3).copied().collect::<Vec<_>>());
+    assert_eq!(summary.ram_bytes, 203 * CHUNK_SIZE);
+    let chain = Chain::open(scene.last()).unwrap();
+    scene.check(&chain);
+    assert_eq!(chain.links()[1].ram_bytes(), all.len() as u64 * PAGE_SIZE);
+    chain.verify_ram(&mut |_, _| ()).unwrap();
+}
+
+#[test]
+fn no_change_is_a_difference_too() {
+    let mut scene = Scene::new();
+    let summary = scene.change(&[]);
+    assert_eq!((summary.data_bytes, summary.ram_bytes), (0, 2 * CHUNK_SIZE + 0x5000));
+    let chain = Chain::open(scene.last()).unwrap();
+    scene.check(&chain);
+    assert_eq!((chain.top().ram_bytes(), chain.top().digests().len()), (0, 0));
+    chain.verify_ram(&mut |_, _| ()).unwrap();
+}
+
+#[test]
+fn a_link_is_another_if_its_pages_are_others() {
+    let mut scene = Scene::new();
+    let [one, other] = [0x3000, 0x4000].map(|gpa| {
+        scene.machine.ram.pages.insert(gpa, [9; 4096]);
+        let file = scene.dir.path().join(format!("{gpa:x}"));
+        scene.write(&file, 1, &[gpa]);
+        scene.files.pop();
+        UnverifiedSnapshot::open(&file).unwrap().verify_link().unwrap()
+    });
+    assert_eq!(one.digests(), other.digests());
+    assert_ne!(one.ram_digest(), other.ram_digest());
 }
 
 #[test]
@@ -198,7 +247,11 @@ fn damage_to_any_link_is_found() {
     damaged[piece.offset as usize + 5] ^= 1;
     fs::write(scene.last(), &damaged).unwrap();
     let chain = Chain::open(scene.last()).unwrap();
-    assert!(chain.top().verify_ram(&mut |_, _| ()).is_err());
+    let error = words(&chain.top().verify_ram(&mut |_, _| ()).unwrap_err());
+    assert!(
+        error.contains("the chunk of changed pages from GPA 0x7000 on (4096 bytes) has digest"),
+        "{error}"
+    );
     // In the list of pages, which is near the end of the notes.
     let start = chain.top().ram()[0].offset as usize;
     for at in 0..start {

@@ -9,6 +9,8 @@ use snapshot::{Manifest, RamRange};
 pub(crate) struct Forge {
     /// For the program headers.
     pub(crate) loads: Vec<RamRange>,
+    /// Bytes of packed pages, instead of these.
+    pub(crate) packed: Option<u64>,
     pub(crate) prstatus: Vec<Vec<u8>>,
     pub(crate) vmcoreinfo: Option<&'static [u8]>,
     pub(crate) manifest: Vec<u8>,
@@ -32,21 +34,32 @@ impl Forge {
             state: vec![0; state_len],
             table: table(&loads),
             loads,
+            packed: None,
             spoil_header: |_| (),
             more_notes: Vec::new(),
         }
     }
 
+    /// The same with so many bytes of changed pages, all zero.
+    pub(crate) fn packed(manifest: &Manifest, len: u64) -> Self {
+        let all = [RamRange { gpa: 0, len }];
+        Self { loads: Vec::new(), packed: Some(len), table: table(&all), ..Self::new(manifest) }
+    }
+
     /// All of the file but its RAM.
     pub(crate) fn head(&self) -> Vec<u8> {
         let notes = self.notes();
-        let start = 64 + 56 * (1 + self.loads.len());
+        let headers = 1 + self.loads.len() + usize::from(self.packed.is_some());
+        let start = 64 + 56 * headers;
         let mut offset = (start + notes.len() + 12).next_multiple_of(4096);
-        let mut out = elf_header(1 + self.loads.len());
+        let mut out = elf_header(headers);
         out.extend(program_header(4, 0, [start as u64, 0, 0, notes.len() as u64, notes.len() as u64, 4]));
         for RamRange { gpa, len } in &self.loads {
             out.extend(program_header(1, 7, [offset as u64, *gpa, *gpa, *len, *len, 0]));
             offset = offset.wrapping_add(*len as usize);
+        }
+        if let Some(len) = self.packed {
+            out.extend(program_header(0x6053_4e41, 4, [offset as u64, 0, 0, len, 0, 0]));
         }
         out.extend(notes);
         out.resize((out.len() + 12).next_multiple_of(4096), 0);
@@ -56,7 +69,7 @@ impl Forge {
     /// The file; its RAM is zero.
     pub(crate) fn file(&self) -> Vec<u8> {
         let mut out = self.head();
-        let ram: u64 = self.loads.iter().map(|range| range.len).sum();
+        let ram = self.loads.iter().map(|range| range.len).chain(self.packed).sum::<u64>();
         out.resize(out.len() + ram as usize, 0);
         out
     }

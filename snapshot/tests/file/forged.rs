@@ -2,7 +2,7 @@
 
 use crate::{
     forge::{Forge, note},
-    machine::{Machine, chain, verify},
+    machine::{Machine, chain, verify, verify_link},
 };
 use snapshot::{GenerationId, Manifest, RamRange, SectionEntry, UnverifiedSnapshot};
 use std::fs;
@@ -92,20 +92,101 @@ fn a_manifest_and_headers_that_differ_are_refused() {
 fn a_difference_to_a_parent_says_what_changed() {
     let mut bad = manifest();
     bad.parent = Some(GenerationId([0xab; 16]));
-    let message = complaint(&Forge::new(&bad));
-    assert!(message.contains("the list of changed pages is wrong: there is none"), "{message}");
+    for forge in [Forge::new(&bad), Forge::packed(&bad, 4096)] {
+        let message = complaint(&forge);
+        assert!(message.contains("the list of changed pages is wrong: there is none"), "{message}");
+    }
+    let message = complaint(&Forge::packed(&manifest(), 4096));
+    assert!(message.contains("changed pages only, and its manifest names no parent"), "{message}");
+}
+
+/// A file of the tiny machine, which has four pages in two ranges, that holds some of them and has a list.
+fn difference(version: u32, bits: u8, held: u64) -> Forge {
+    let list = postcard::to_stdvec(&(0u64, "p", 4u64, vec![bits])).unwrap();
+    let (len, crc) = (list.len() as u32, crc32fast::hash(&list));
+    let mut manifest = manifest();
+    manifest.parent = Some(GenerationId([0xab; 16]));
+    manifest.sections = vec![SectionEntry { name: "delta".to_owned(), version, len, crc }];
+    Forge { state: list, ..Forge::packed(&manifest, held) }
+}
+
+#[test]
+fn a_list_of_other_pages_than_the_file_holds_is_refused() {
+    let good = difference(2, 0b1010, 2 * 4096);
+    verify_link(&good.file()).unwrap().verify_ram(&mut |_, _| ()).unwrap();
+    let none = difference(2, 0, 0);
+    verify_link(&none.file()).unwrap().verify_ram(&mut |_, _| ()).unwrap();
+    for (bits, held) in [(0b1010, 1), (0b1010, 3), (0, 1), (0b1111, 0), (0b1111, 1 << 10)] {
+        let bad = difference(2, bits, held * 4096);
+        let message = refusal(&bad.file());
+        let expected = format!("it has {} pages, and the file holds {held}", bits.count_ones());
+        assert!(message.contains(&expected), "{message}");
+    }
+    // All four, where a full snapshot has them.
+    let mut unpacked = difference(2, 0b1111, 4 * 4096);
+    (unpacked.packed, unpacked.loads) = (None, manifest().ram.ranges);
+    unpacked.table = Forge::new(&manifest()).table;
+    let message = refusal(&unpacked.file());
+    assert!(message.contains("the file's RAM is not packed"), "{message}");
+}
+
+#[test]
+fn a_difference_of_the_older_form_is_refused_by_its_version() {
+    let mut old = difference(1, 0b1010, 0);
+    (old.packed, old.loads) = (None, manifest().ram.ranges);
+    old.table = Forge::new(&manifest()).table;
+    let message = refusal(&old.file());
+    assert!(message.contains("section delta has version 1, expected 2"), "{message}");
+    assert!(!message.contains('\n'));
+}
+
+#[test]
+fn packed_pages_that_lie_are_refused() {
+    let good = difference(2, 0b1010, 2 * 4096);
+    let file = good.file();
+    let packed = 64 + 56;
+    let cases: [(usize, &[u8], &str); 9] = [
+        (packed, &[1, 0, 0, 0], "p_flags"),
+        (packed, &[0x42], "p_type"),
+        (packed + 4, &[7], "p_flags"),
+        (packed + 8, &[0xff; 8], "p_offset"),
+        (packed + 16, &[0, 0x10], "p_vaddr"),
+        (packed + 24, &[0, 0x10], "p_paddr"),
+        (packed + 32, &[0xff; 8], "p_filesz"),
+        (packed + 32, &[0, 0, 0, 0, 0, 0, 0x10], "part with the changed pages ends at byte"),
+        (packed + 40, &[0, 0x20], "p_memsz"),
+    ];
+    for (offset, bytes, field) in cases {
+        let mut bad = file.clone();
+        bad[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let message = refusal(&bad);
+        assert!(message.contains(field), "expected {field}, found {message:?}");
+    }
+    let message = refusal(&file[..file.len() - 1]);
+    assert!(message.contains("part with the changed pages ends at byte"), "{message}");
+    assert!(refusal(&[&file[..], &[0]].concat()).contains("RAM ends at byte"));
+    for len in [0, 7, 9, 16] {
+        let message = refusal(&Forge { table: vec![0; len], ..good.clone() }.file());
+        assert!(message.contains(&format!("chunk table: {len} bytes long, expected 8")), "{message}");
+    }
+}
+
+fn refusal(file: &[u8]) -> String {
+    chain(&verify_link(file).unwrap_err())
 }
 
 /// The two RAM ranges of the tiny machine have four pages.
 #[test]
 fn a_list_of_other_pages_than_ram_has_is_refused() {
     let complaint_about = |parent, hint: &str, pages: u64, bits: Vec<u8>| {
+        let held = bits.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>() * 4096;
         let list = postcard::to_stdvec(&(0u64, hint, pages, bits)).unwrap();
         let (len, crc) = (list.len() as u32, crc32fast::hash(&list));
         let mut bad = manifest();
         bad.parent = parent;
-        bad.sections = vec![SectionEntry { name: "delta".to_owned(), version: 1, len, crc }];
-        complaint(&Forge { state: list, ..Forge::new(&bad) })
+        bad.sections = vec![SectionEntry { name: "delta".to_owned(), version: 2, len, crc }];
+        let forge = if parent.is_some() { Forge::packed(&bad, held) } else { Forge::new(&bad) };
+        complaint(&Forge { state: list, ..forge })
     };
     let parent = Some(GenerationId([0xab; 16]));
     for (pages, bits) in [(5, vec![0]), (4, vec![]), (4, vec![0, 0]), (4, vec![0x10]), (u64::MAX, vec![0])] {

@@ -23,7 +23,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let changed = link.delta().into_iter().flat_map(|delta| delta.changed.runs(0..pages));
     assert!(changed.map(|run| run.end).max() <= Some(pages));
     let _ = link.verify_ram(&mut |_, _| ());
-    assert!(link.zero_bytes().unwrap() <= link.manifest().ram.bytes);
+    assert!(link.zero_bytes().unwrap() <= link.ram_bytes());
+    let own =
+        link.delta().map_or(link.manifest().ram.bytes, |delta| delta.changed.len() * snapshot::PAGE_SIZE);
+    assert_eq!(link.ram_bytes(), own);
     for section in link.sections() {
         let _ = section.decode::<Vec<String>>(section.version);
     }

@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 /// Most pieces that are mapped. Each parts one mapping in two at worst; Linux gives a process 65530.
 pub const MAPPED_MAX: usize = 16 << 10;
-/// Bytes that are read at a time.
-const COPIED: usize = 1 << 20;
+/// Most bytes that are read at a time.
+const COPIED: u64 = 1 << 20;
+/// Bytes between two pieces that are read along with them: one more read costs more.
+const GAP: u64 = 64 << 10;
 
 /// A part of RAM that lies in another file than the first.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +48,7 @@ impl GuestRam {
         mapped.iter().try_for_each(|layer| self.map_layer(layer))?;
         self.forbid_copies();
         self.watch_layers(mapped);
-        copied.iter().try_for_each(|layer| self.copy_layer(layer))?;
+        self.copy_layers(copied)?;
         let mut places: Vec<_> = mapped.iter().map(|layer| layer.gpa..layer.gpa + layer.len).collect();
         places.sort_by_key(|place| place.start);
         self.layers = Arc::new(places);
@@ -67,19 +69,34 @@ impl GuestRam {
         if place == libc::MAP_FAILED { Err(failed(io::Error::last_os_error().to_string())) } else { Ok(()) }
     }
 
-    fn copy_layer(&self, layer: &Layer) -> Result<(), RamError> {
-        let writer = self.writer();
-        let mut buf = vec![0; COPIED];
-        for at in (0..layer.len).step_by(COPIED) {
-            let part = &mut buf[..(layer.len - at).min(COPIED as u64) as usize];
-            let read = layer.file.read_exact_at(part, layer.offset + at);
-            read.and_then(|()| writer.write(layer.gpa + at, part)).map_err(|error| RamError::Map {
-                gpa: layer.gpa + at,
-                bytes: part.len() as u64,
-                reason: error.to_string(),
-            })?;
+    /// In the order of the files, in which small pieces are neighbours.
+    fn copy_layers(&self, layers: &[&Layer]) -> Result<(), RamError> {
+        let mut parts: Vec<_> = layers.iter().flat_map(|layer| parts(layer)).collect();
+        parts.sort_by_key(|part| (part.file.as_raw_fd(), part.offset));
+        let mut buf = vec![0; if parts.is_empty() { 0 } else { COPIED as usize }];
+        let mut rest = parts.as_slice();
+        while !rest.is_empty() {
+            let (together, after) = rest.split_at(neighbours(rest));
+            self.copy_together(together, &mut buf)?;
+            rest = after;
         }
         Ok(())
+    }
+
+    /// Parts that lie close together in one file.
+    fn copy_together(&self, parts: &[Layer], buf: &mut [u8]) -> Result<(), RamError> {
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(()) };
+        let bytes = &mut buf[..(last.offset + last.len - first.offset) as usize];
+        let failed = |part: &Layer| {
+            let (gpa, bytes) = (part.gpa, part.len);
+            move |error: io::Error| RamError::Map { gpa, bytes, reason: error.to_string() }
+        };
+        first.file.read_exact_at(bytes, first.offset).map_err(failed(first))?;
+        let writer = self.writer();
+        parts.iter().try_for_each(|part| {
+            let start = (part.offset - first.offset) as usize;
+            writer.write(part.gpa, &bytes[start..start + part.len as usize]).map_err(failed(part))
+        })
     }
 
     /// As [`GuestRam::watched`], for each file.
@@ -104,6 +121,29 @@ impl GuestRam {
     }
 }
 
+/// None longer than what is read at a time.
+fn parts<'a>(layer: &Layer<'a>) -> impl Iterator<Item = Layer<'a>> {
+    let layer = *layer;
+    (0..layer.len).step_by(COPIED as usize).map(move |at| Layer {
+        gpa: layer.gpa + at,
+        offset: layer.offset + at,
+        len: (layer.len - at).min(COPIED),
+        ..layer
+    })
+}
+
+/// How many of these, the first at least, are read at once.
+fn neighbours(parts: &[Layer]) -> usize {
+    let first = &parts[0];
+    let mut end = first.offset;
+    let is_near = |part: &&Layer| {
+        let gap = part.offset.saturating_sub(end);
+        end = part.offset + part.len;
+        Arc::ptr_eq(part.file, first.file) && gap <= GAP && end - first.offset <= COPIED
+    };
+    parts.iter().take_while(is_near).count().max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,13 +162,13 @@ mod tests {
     }
 
     fn layer(file: &Arc<File>, page: u64) -> Layer<'_> {
-        Layer {
-            file,
-            path: Path::new("child"),
-            gpa: page * PAGE_SIZE,
-            len: PAGE_SIZE,
-            offset: page * PAGE_SIZE,
-        }
+        at(file, page, page)
+    }
+
+    /// A page, and where in the file it is.
+    fn at(file: &Arc<File>, page: u64, packed: u64) -> Layer<'_> {
+        let (gpa, offset) = (page * PAGE_SIZE, packed * PAGE_SIZE);
+        Layer { file, path: Path::new("child"), gpa, len: PAGE_SIZE, offset }
     }
 
     fn byte(ram: &GuestRam, page: u64) -> u8 {
@@ -163,11 +203,27 @@ mod tests {
 
     #[test]
     fn more_pieces_than_there_are_mappings_are_read_instead() {
-        let pages = 2 * (MAPPED_MAX as u64 + 100);
-        let child = file(2, pages);
-        let pieces: Vec<_> = (0..pages).step_by(2).map(|page| layer(&child, page)).collect();
+        let (count, pages) = (MAPPED_MAX as u64 + 1000, 2 * (MAPPED_MAX as u64 + 1000));
+        let child = file(2, count);
+        // Each has a number of its own, and they are packed.
+        (0..count).for_each(|page| child.write_all_at(&[page as u8 | 0x80], page * PAGE_SIZE).unwrap());
+        let pieces: Vec<_> = (0..count).map(|number| at(&child, 2 * number, number)).collect();
         let ram = base(pages).with_layers(&pieces).unwrap();
-        assert!((0..pages).all(|page| byte(&ram, page) == if page % 2 == 0 { 2 } else { 1 }));
+        let expected = |page| if page % 2 == 0 { (page / 2) as u8 | 0x80 } else { 1 };
+        assert!((0..pages).all(|page| byte(&ram, page) == expected(page)));
+    }
+
+    #[test]
+    fn what_lies_close_together_is_read_at_once_and_no_more_than_may_be() {
+        let (child, other) = (file(2, 1), file(2, 1));
+        let count = |parts: &[Layer]| neighbours(parts);
+        let near: Vec<_> = (0..300).map(|page| at(&child, page, page)).collect();
+        assert_eq!(count(&near), 256);
+        assert_eq!(count(&[at(&child, 0, 0), at(&child, 1, 17), at(&child, 2, 40)]), 2);
+        assert_eq!(count(&[at(&child, 0, 0), at(&other, 1, 1)]), 1);
+        let long = Layer { len: 2 * COPIED + PAGE_SIZE, ..at(&child, 0, 7) };
+        let lens: Vec<_> = parts(&long).map(|part| (part.offset / PAGE_SIZE, part.len / PAGE_SIZE)).collect();
+        assert_eq!(lens, [(7, 256), (263, 256), (519, 1)]);
     }
 
     #[test]
