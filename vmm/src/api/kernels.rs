@@ -3,7 +3,8 @@
 //! In: the body of a request. Out: a [`SwitchRequest`] whose parts fit each other. Holds: every path is absolute, since the VM's process
 //! may have another working directory than who asks.
 
-use super::{ApiError, absolute, mebibytes, parsed, printable};
+use super::routes::{absolute, parsed};
+use super::{ApiError, mebibytes, printable};
 use crate::kernel;
 use crate::layout;
 use serde::{Deserialize, Serialize};
