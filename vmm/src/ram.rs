@@ -9,6 +9,7 @@ mod fetch;
 mod fresh;
 mod layers;
 mod page_map;
+mod page_scan;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};

@@ -197,8 +197,8 @@ impl GuestRam {
         let mut changed = PageSet::none_of(self.page_count());
         let mut first = 0;
         for region in self.memory.iter() {
-            self.pages.each_own_page(region.as_ptr() as u64, region.len(), |page| {
-                changed.insert(first + page..first + page + 1);
+            self.pages.each_own_run(region.as_ptr() as u64, region.len(), |run| {
+                changed.insert(first + run.start..first + run.end);
             })?;
             first += region.len() / PAGE_SIZE;
         }
