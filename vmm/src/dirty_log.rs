@@ -27,6 +27,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 use snapshot::PageSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -43,6 +44,7 @@ pub struct DirtyLog {
     by_hand: bool,
     /// What was taken from KVM is with nobody else.
     turn: Mutex<()>,
+    stopped: AtomicBool,
 }
 
 impl DirtyLog {
@@ -53,7 +55,13 @@ impl DirtyLog {
     pub fn start(vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Self, Ioctl> {
         let how = how_to_catch(vm)?;
         let by_hand = how != 0;
-        let log = Self { vm: vm.clone(), ram: ram.clone(), by_hand, turn: Mutex::default() };
+        let log = Self {
+            vm: vm.clone(),
+            ram: ram.clone(),
+            by_hand,
+            turn: Mutex::default(),
+            stopped: AtomicBool::default(),
+        };
         ram.memory().iter().for_each(|region| marks(region).start());
         let started = vm::log_writes(vm, ram, true).and_then(|()| match how & KVM_DIRTY_LOG_INITIALLY_SET {
             0 => Ok(()),
@@ -82,6 +90,16 @@ impl DirtyLog {
         Ok(written)
     }
 
+    /// Notes what was written until now, for all who want to know. The guest may run, and the next time has the less to do.
+    ///
+    /// # Errors
+    /// The failed call. Nothing is known of changes then.
+    pub fn note(&self) -> Result<(), Ioctl> {
+        let written = self.take().inspect_err(|_| self.ram.end_epochs())?;
+        self.ram.note_written(&written);
+        Ok(())
+    }
+
     /// Ends it, which gives the guest its speed back.
     pub fn stop(&self) {
         // If KVM goes on it costs the guest some speed, and nothing else.
@@ -89,8 +107,11 @@ impl DirtyLog {
         self.stop_marks();
     }
 
+    /// Once: there may be another log by then.
     fn stop_marks(&self) {
-        self.ram.memory().iter().for_each(|region| marks(region).stop());
+        if !self.stopped.swap(true, Ordering::SeqCst) {
+            self.ram.memory().iter().for_each(|region| marks(region).stop());
+        }
     }
 
     /// KVM says that all was written, and has caught nothing yet.

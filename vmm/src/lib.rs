@@ -24,6 +24,7 @@ pub mod voucher;
 pub mod vm_state;
 pub mod vm;
 pub mod dirty_log;
+pub mod copy_ahead;
 pub mod vcpu;
 // Running.
 pub mod fault;

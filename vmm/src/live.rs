@@ -5,13 +5,73 @@
 //!
 //! Afterwards the huge pages that were split meanwhile are put together again, so that the next one stops the guest for no longer.
 
+use crate::copy_ahead::{AheadError, CopiedAhead, Plan};
 use crate::save::{Frozen, SaveError};
 use snapshot::Summary;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{Builder, JoinHandle};
+use vmm_sys_util::eventfd::EventFd;
+
+/// A machine of which all but the last of its RAM is being copied, while it runs. Dropped, that is given up.
+#[derive(Debug)]
+pub struct GettingReady {
+    cancelled: Arc<AtomicBool>,
+    copied: Arc<OnceLock<Copied>>,
+    event: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Copied = Mutex<Option<Result<CopiedAhead, AheadError>>>;
+
+impl GettingReady {
+    /// Begins; `between` as in [`Plan::copy`].
+    ///
+    /// # Errors
+    /// The host has no thread or event to give.
+    pub fn begin(plan: Plan, between: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let (cancelled, copied) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
+        let (stop, result, told) = (cancelled.clone(), copied.clone(), event.clone());
+        let copy = move || {
+            let copied = plan.copy(&|| !stop.load(Ordering::SeqCst), between);
+            let _ = result.set(Mutex::new(Some(copied)));
+            // It fails only when nobody has read 2^64 of them.
+            let _ = told.write(1);
+        };
+        let thread = Some(Builder::new().name("copy ahead".to_owned()).spawn(copy)?);
+        Ok(Self { cancelled, copied, event, thread })
+    }
+
+    /// Becomes readable when it is done.
+    pub fn event(&self) -> Arc<EventFd> {
+        self.event.clone()
+    }
+
+    /// Whether it is done, or has failed.
+    pub fn is_done(&self) -> bool {
+        self.copied.get().is_some()
+    }
+
+    /// What there is, once it is done.
+    ///
+    /// # Errors
+    /// See [`AheadError`].
+    pub fn finish(self) -> Result<CopiedAhead, AheadError> {
+        let copied = self.copied.get().and_then(|copied| copied.lock().ok()?.take());
+        copied.unwrap_or(Err(AheadError::Cancelled))
+    }
+}
+
+impl Drop for GettingReady {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        // What a thread that panicked has left goes as its parts are dropped.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
 
 /// A snapshot under way.
 #[derive(Debug)]

@@ -5,9 +5,11 @@
 
 use crate::board::Board;
 use crate::config::Shape;
+use crate::copy_ahead::Plan;
 use crate::dirty_log::DirtyLog;
 use crate::disk::{self, Disk, DisksError};
 use crate::fault;
+use crate::frozen::FreezeError;
 use crate::kvm::Ioctl;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
@@ -53,7 +55,7 @@ pub struct Machine {
     pub(crate) vcpus: Vcpus,
     pub(crate) board: Board,
     /// What is written into RAM, if somebody wants to know.
-    pub(crate) log: Option<DirtyLog>,
+    pub(crate) log: Option<Arc<DirtyLog>>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) ram: GuestRam,
     pub(crate) disks: Vec<Disk>,
@@ -138,7 +140,7 @@ impl Machine {
     /// The failed call.
     pub fn track(&mut self) -> Result<(), Ioctl> {
         if self.log.is_none() {
-            self.log = Some(DirtyLog::start(&self.vm, &self.ram)?);
+            self.log = Some(Arc::new(DirtyLog::start(&self.vm, &self.ram)?));
         }
         Ok(())
     }
@@ -148,10 +150,15 @@ impl Machine {
     /// # Errors
     /// The failed call. Nothing is known of changes then.
     pub fn note_written(&self) -> Result<bool, Ioctl> {
-        let Some(log) = &self.log else { return Ok(false) };
-        let written = log.take().inspect_err(|_| self.ram.end_epochs())?;
-        self.ram.note_written(&written);
-        Ok(true)
+        self.log.as_ref().map_or(Ok(false), |log| log.note().map(|()| true))
+    }
+
+    /// What RAM can be copied by before the guest stands still for a live snapshot, if it runs, and that is worth it.
+    ///
+    /// # Errors
+    /// See [`FreezeError`].
+    pub fn copy_ahead(&self) -> Result<Option<Plan>, FreezeError> {
+        if self.paused { Ok(None) } else { Plan::of(&self.ram, &self.vm, self.log.clone()) }
     }
 
     /// The devices.

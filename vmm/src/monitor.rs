@@ -6,6 +6,7 @@
 //! `poll(2)` rather than epoll, because standard input may be a regular file or `/dev/null`, which epoll refuses.
 
 mod kernels;
+mod live;
 
 use crate::api::{
     ApiCall, ApiError, BalloonRequest, BalloonStatus, Command, DumpRequest, NetworkStatus, Reply, RunState,
@@ -13,7 +14,7 @@ use crate::api::{
 };
 use crate::complaint;
 use crate::disk::DiskCare;
-use crate::live::LiveSnapshot;
+use crate::live::{GettingReady, LiveSnapshot};
 use crate::load;
 use crate::machine::{Machine, PausedMachine};
 use crate::outcome::Outcome;
@@ -27,13 +28,14 @@ use crate::tap::TapName;
 use crate::terminal::{Action, HELP, Terminal};
 use devices::Request;
 use devices::virtio::Mac;
+use live::Asked;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snapshot::{SealKey, Summary};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,6 +70,8 @@ pub struct Monitor {
     ended: Option<Outcome>,
     /// The live snapshot that was begun last.
     live: Option<LiveSnapshot>,
+    /// One for which RAM is copied ahead.
+    asked: Option<(Asked, GettingReady)>,
 }
 
 /// How often a guest that takes no input is asked again: leaving loopback mode announces itself by nothing, nor does a
@@ -77,7 +81,7 @@ const CONSOLE_RETRY: Duration = Duration::from_millis(20);
 impl Monitor {
     /// A loop around the kernels.
     pub fn new(kernels: Kernels, inputs: Inputs) -> Self {
-        Self { kernels, inputs, ended: None, live: None }
+        Self { kernels, inputs, ended: None, live: None, asked: None }
     }
 
     /// Waits until the VM ends.
@@ -95,6 +99,7 @@ impl Monitor {
                 self.hear_user()?;
             }
             self.hear_api();
+            self.hear_ready();
             if let Some(outcome) = self.ended.take() {
                 self.settle(&outcome)?;
                 return Ok(outcome);
@@ -104,6 +109,8 @@ impl Monitor {
 
     /// A live snapshot of a guest that has ended by itself is finished, unless a signal comes; one of a VM that was told to end is not.
     fn settle(&mut self, outcome: &Outcome) -> io::Result<()> {
+        // Whoever waits for it is told that the VM is ending.
+        self.asked = None;
         let Some(live) = self.live.take() else { return Ok(()) };
         let mut told = matches!(outcome, Outcome::Stopped | Outcome::Signal(_));
         while !told && !live.is_done() {
@@ -118,6 +125,8 @@ impl Monitor {
         let stop = self.kernels.awake().stop_event();
         let mut fds = vec![self.inputs.signals.fd(), stop.as_raw_fd(), self.inputs.drained.as_raw_fd()];
         let beside = self.kernels.beside_event();
+        let ready = self.asked.as_ref().map(|(_, ready)| ready.event());
+        fds.extend(ready.as_ref().map(|ready| ready.as_raw_fd()));
         fds.extend(beside.as_ref().map(AsRawFd::as_raw_fd));
         fds.extend(self.inputs.terminal.fd());
         fds.extend(self.inputs.calls.as_ref().map(|calls| calls.event.as_raw_fd()));
@@ -277,57 +286,6 @@ impl Monitor {
             true => Ok(Reply::Done),
             false => Err(ApiError::conflict("this VM has no balloon: start it with --balloon")),
         }
-    }
-
-    /// While a live snapshot is written the machine makes no other, nor gives way to another kernel.
-    fn expect_no_live(&self) -> Result<(), ApiError> {
-        match &self.live {
-            Some(live) if !live.is_done() => Err(ApiError::conflict(format!(
-                "a live snapshot is being written to {}: try again when it is done",
-                live.path().display()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Answers once the file is there; until then the guest runs.
-    fn snapshot_live(
-        &mut self,
-        request: SnapshotRequest,
-        reply: Sender<Result<Reply, ApiError>>,
-    ) -> Result<(), ApiError> {
-        self.expect_no_live()?;
-        self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
-        let wish = wish(&request)?;
-        let [progress, ended] = [self.progress(), self.progress()];
-        if let Some(last) = self.live.take() {
-            last.cancel();
-        }
-        let machine = self.kernels.machine();
-        // Where it is: there is no time to look for it in the pause. Without it the snapshot is one all the same.
-        let _ = machine.vmcoreinfo();
-        watch(machine, request.track)?;
-        // What is written to the disks by now need not be waited for when the guest stands still.
-        machine.sync_disks().map_err(|error| failed(&error))?;
-        let started = Instant::now();
-        let paused = machine.pause();
-        if paused.has_ended() {
-            return Err(ApiError::ending());
-        }
-        let frozen = paused.freeze(wish).map_err(|error| failed(&error))?;
-        drop(paused);
-        let pause = (!machine.is_paused()).then(|| started.elapsed());
-        let path = request.path.clone();
-        let done = move |saved: Result<Summary, SaveError>| {
-            ended.end();
-            let answer = saved.map_err(|error| ApiError::failed(complaint::one_line(&error)));
-            let _ = reply
-                .send(answer.map(|saved| Reply::Snapshot(summary(path, &saved, pause, started.elapsed()))));
-        };
-        let progress = move |done, total| progress.note(done, total);
-        let begun = LiveSnapshot::begin(frozen, &request.path, progress, done);
-        self.live = Some(begun.map_err(|error| failed(&error))?);
-        Ok(())
     }
 
     /// Where what a snapshot has done is noted; nobody looks there without an API.

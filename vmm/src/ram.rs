@@ -8,6 +8,7 @@ mod changes;
 mod fetch;
 mod fresh;
 mod layers;
+mod origin;
 mod page_map;
 mod page_scan;
 
@@ -17,12 +18,12 @@ use changes::Changes;
 pub use changes::{ChangesError, Epoch};
 use devices::{Marks, Memory, MemoryRegion};
 pub(crate) use fresh::fresh;
+use layers::Mapped;
 pub use layers::{Layer, MAPPED_MAX};
 pub(crate) use page_map::GONE;
 use page_map::{PageMap, SHORTENED};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -76,8 +77,8 @@ pub struct GuestRam {
     pages: Arc<PageMap>,
     kind: Kind,
     watches: Vec<Arc<Watch>>,
-    /// Guest addresses of what is mapped from other files than the first, in order.
-    layers: Arc<Vec<Range<u64>>>,
+    /// What is mapped from other files than the first, in order.
+    layers: Arc<Vec<Mapped>>,
     changes: Arc<Changes>,
 }
 
@@ -248,6 +249,20 @@ impl GuestRam {
         }
     }
 
+    /// Whether it is a snapshot, mapped.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.kind == Kind::Mapped
+    }
+
+    /// How many pages of it this process has, be they its own or a file's.
+    pub(crate) fn pages_here(&self) -> io::Result<u64> {
+        let mut pages = 0;
+        self.memory.iter().try_for_each(|region| {
+            self.pages.each_page(region.as_ptr() as u64, region.len(), |_| pages += 1)
+        })?;
+        Ok(pages)
+    }
+
     /// Bytes of the host's memory that this RAM takes for itself: what a snapshot's mapping shares with the file is not
     /// counted. Zero where the host won't say.
     pub fn resident_bytes(&self) -> u64 {
@@ -265,12 +280,7 @@ impl GuestRam {
             .to_region_addr(GuestAddress(gpa))
             .ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?;
         let (host, len) = (region.as_ptr() as u64 + start.0, buf.len() as u64);
-        let in_file = match region.file_offset() {
-            Some(_) if self.is_layered(gpa..gpa + len) => true,
-            Some(behind) => holds_data(behind.file(), behind.start() + start.0, len)?,
-            None => false,
-        };
-        if !in_file && !self.pages.has_pages(host, len)? {
+        if !self.origin_has_data(gpa, len)? && !self.pages.has_pages(host, len)? {
             return Ok(false);
         }
         self.read(gpa, buf).map(|()| true)

@@ -7,6 +7,7 @@ mod notes;
 mod reading;
 
 use crate::capture::MachineState;
+use crate::copy_ahead::{Borrowed, CopiedAhead};
 use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError, Unclaimed};
 use crate::frozen::{FreezeError, FrozenRam};
 use crate::kvm::Ioctl;
@@ -125,13 +126,19 @@ impl PausedMachine<'_> {
         Taken::with_disks(self, path, false, record)?.write(self.ram(), &mut |_, _| {})
     }
 
-    /// Takes what [`PausedMachine::save`] writes, for [`Frozen::write`], so that the machine can run on meanwhile.
+    /// Takes what [`PausedMachine::save`] writes, for [`Frozen::write`], so that the machine can run on meanwhile. With its RAM copied ahead it
+    /// stands still for a shorter time.
     ///
     /// # Errors
     /// See [`SaveError`]; the machine is as before.
-    pub fn freeze(&self, wish: Wish) -> Result<Frozen, SaveError> {
+    pub fn freeze(&self, wish: Wish, ahead: Option<CopiedAhead>) -> Result<Frozen, SaveError> {
         let taken = Taken::of(self, wish)?;
-        Ok(Frozen { taken, ram: FrozenRam::of(self.ram())?, running: self.ram().clone() })
+        // What goes wrong with it only makes this take longer.
+        let (ram, log) = match ahead.and_then(|ahead| ahead.finish().ok()) {
+            Some((ram, log)) => (ram, Some(log)),
+            None => (FrozenRam::of(self.ram())?, None),
+        };
+        Ok(Frozen { taken, ram, running: self.ram().clone(), log })
     }
 }
 
@@ -249,6 +256,8 @@ pub struct Frozen {
     taken: Taken,
     ram: FrozenRam,
     running: GuestRam,
+    /// By which RAM was copied ahead.
+    log: Option<Borrowed>,
 }
 
 impl Frozen {
@@ -266,6 +275,7 @@ impl Frozen {
         cancelled: &AtomicBool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Summary, SaveError> {
+        drop(self.log);
         self.ram.yield_first();
         self.taken.write(&Reading { ram: &self.ram, cancelled }, progress)
     }

@@ -11,7 +11,7 @@ use super::{GuestRam, Kind};
 use crate::layout::PAGE_SIZE;
 use snapshot::{GenerationId, PageSet, Parent};
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Most epochs that are kept; what was written in older ones is forgotten. Each takes 32 KiB for each GiB of RAM.
@@ -53,6 +53,8 @@ struct Known {
     dropped: Option<PageSet>,
     /// In order; the last one goes on.
     epochs: Vec<Since>,
+    /// What was written since it was copied, if it is copied ahead.
+    ahead: Option<PageSet>,
 }
 
 /// An epoch: what was written after a snapshot, and before the next.
@@ -138,9 +140,21 @@ impl GuestRam {
 
     /// Notes pages that were written since the last epoch began.
     pub(crate) fn note_written(&self, written: &PageSet) {
-        if let Some(epoch) = self.changes.known().epochs.last_mut() {
-            epoch.written.insert_all(written);
-        }
+        let mut known = self.changes.known();
+        let Known { epochs, ahead, .. } = &mut *known;
+        let all = epochs.last_mut().map(|epoch| &mut epoch.written).into_iter().chain(ahead);
+        all.for_each(|own| own.insert_all(written));
+    }
+
+    /// The pages that were noted as written since the last time; the first time, none.
+    pub(crate) fn take_ahead(&self) -> PageSet {
+        let none = || PageSet::none_of(self.page_count());
+        self.changes.known().ahead.replace(none()).unwrap_or_else(none)
+    }
+
+    /// The same for the last time.
+    pub(crate) fn end_ahead(&self) -> PageSet {
+        self.changes.known().ahead.take().unwrap_or_else(|| PageSet::none_of(self.page_count()))
     }
 
     /// Begins an epoch with this snapshot. What was written until now must have been noted, and what will be written is.
@@ -185,27 +199,44 @@ impl GuestRam {
         Some(written)
     }
 
+    /// Refuses any other snapshot than the one that this RAM is mapped from.
+    pub(crate) fn expect_origin(&self, parent: &Parent) -> Result<(), ChangesError> {
+        self.expect_known_since(parent)?;
+        let is_origin = self.kind != Kind::Fresh && self.changes.known().is_origin(parent);
+        if is_origin { Ok(()) } else { Err(ChangesError::Unknown { parent: parent.generation }) }
+    }
+
     /// The pages that changed since the snapshot that this RAM is mapped from. Nobody may write RAM meanwhile, unless it is frozen.
     ///
     /// # Errors
     /// See [`ChangesError`].
     pub fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
-        self.expect_known_since(parent)?;
-        if self.kind == Kind::Fresh || !self.changes.known().is_origin(parent) {
-            return Err(ChangesError::Unknown { parent: parent.generation });
-        }
-        let mut changed = PageSet::none_of(self.page_count());
-        let mut first = 0;
+        self.expect_origin(parent)?;
+        let mut changed = self.own_pages()?;
+        self.dropped().iter().for_each(|dropped| changed.insert_all(dropped));
+        Ok(changed)
+    }
+
+    /// The pages that are this process's own, and no file's.
+    pub(crate) fn own_pages(&self) -> io::Result<PageSet> {
+        let (mut own, mut first) = (PageSet::none_of(self.page_count()), 0);
         for region in self.memory.iter() {
             self.pages.each_own_run(region.as_ptr() as u64, region.len(), |run| {
-                changed.insert(first + run.start..first + run.end);
+                own.insert(first + run.start..first + run.end);
             })?;
             first += region.len() / PAGE_SIZE;
         }
-        if let Some(dropped) = &self.changes.known().dropped {
-            changed.insert_all(dropped);
-        }
-        Ok(changed)
+        Ok(own)
+    }
+
+    /// Pages that show nothing of the snapshot any more, though nobody wrote them.
+    pub(crate) fn dropped(&self) -> Option<PageSet> {
+        self.changes.known().dropped.clone()
+    }
+
+    /// Whether it is the same RAM.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.changes, &other.changes)
     }
 
     pub(crate) fn page_count(&self) -> u64 {
@@ -213,7 +244,7 @@ impl GuestRam {
     }
 
     /// In the order of guest addresses, without the holes.
-    fn page_number(&self, gpa: u64) -> Option<u64> {
+    pub(crate) fn page_number(&self, gpa: u64) -> Option<u64> {
         let before = self.memory.iter().take_while(|region| region.start_addr().0 + region.len() <= gpa);
         let before: u64 = before.map(|region| region.len() / PAGE_SIZE).sum();
         let (_, start) = self.memory.to_region_addr(vm_memory::GuestAddress(gpa))?;

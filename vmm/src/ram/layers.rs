@@ -36,6 +36,16 @@ pub struct Layer<'a> {
     pub offset: u64,
 }
 
+/// One that is mapped.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    /// Guest physical addresses.
+    pub(super) gpas: Range<u64>,
+    pub(super) file: Arc<File>,
+    /// Where in the file they begin.
+    pub(super) offset: u64,
+}
+
 impl GuestRam {
     /// The same RAM with these over it.
     ///
@@ -49,8 +59,13 @@ impl GuestRam {
         self.forbid_copies();
         self.watch_layers(mapped);
         self.copy_layers(copied)?;
-        let mut places: Vec<_> = mapped.iter().map(|layer| layer.gpa..layer.gpa + layer.len).collect();
-        places.sort_by_key(|place| place.start);
+        let place = |layer: &&Layer| Mapped {
+            gpas: layer.gpa..layer.gpa + layer.len,
+            file: layer.file.clone(),
+            offset: layer.offset,
+        };
+        let mut places: Vec<_> = mapped.iter().map(place).collect();
+        places.sort_by_key(|place| place.gpas.start);
         self.layers = Arc::new(places);
         Ok(self)
     }
@@ -116,8 +131,13 @@ impl GuestRam {
 
     /// Whether some of these bytes are mapped from another file than the first.
     pub(super) fn is_layered(&self, gpas: Range<u64>) -> bool {
-        let next = self.layers.partition_point(|layer| layer.end <= gpas.start);
-        self.layers.get(next).is_some_and(|layer| layer.start < gpas.end)
+        self.layers_in(gpas).next().is_some()
+    }
+
+    /// What lies over the first file among these bytes.
+    pub(super) fn layers_in(&self, gpas: Range<u64>) -> impl Iterator<Item = &Mapped> {
+        let next = self.layers.partition_point(|layer| layer.gpas.end <= gpas.start);
+        self.layers[next..].iter().take_while(move |layer| layer.gpas.start < gpas.end)
     }
 }
 

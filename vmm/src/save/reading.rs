@@ -50,20 +50,20 @@ pub(super) struct Reading<'a> {
 impl ReadRam for Reading<'_> {
     fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
         self.is_wanted()?;
-        let touched = self.ram.ram().read_touched(gpa, buf)?;
+        let touched = self.ram.read_touched(gpa, buf)?;
         self.ram.release(gpa, buf.len() as u64);
         Ok(touched)
     }
 
     fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
         self.is_wanted()?;
-        self.ram.ram().read(gpa, buf)?;
+        self.ram.read(gpa, buf)?;
         self.ram.release(gpa, buf.len() as u64);
         Ok(())
     }
 
     fn changed_since(&self, parent: &Parent) -> Result<PageSet, ChangesError> {
-        self.ram.ram().changed_since(parent)
+        self.ram.changed_since(parent)
     }
 
     fn finish(&self) -> io::Result<()> {

@@ -1,0 +1,74 @@
+//! The snapshot that RAM is mapped from, below what was written since.
+//!
+//! In: ranges of guest RAM. Out: what the files have there. Holds: they are read by system calls, so that a file that lost bytes is an error; a range
+//! of which nothing is mapped any more, because the guest gave it up, is the caller's to know.
+
+use super::page_map::SHORTENED;
+use super::{GuestRam, holds_data};
+use crate::layout::PAGE_SIZE;
+use snapshot::PageSet;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+impl GuestRam {
+    /// Whether a range may be anything but zero in the snapshot.
+    ///
+    /// # Errors
+    /// An address outside RAM, or a snapshot that lost its end.
+    pub(crate) fn origin_has_data(&self, gpa: u64, len: u64) -> io::Result<bool> {
+        let (region, start) = self.memory.to_region_addr(GuestAddress(gpa)).ok_or_else(|| outside(gpa))?;
+        match region.file_offset() {
+            _ if self.is_layered(gpa..gpa + len) => Ok(true),
+            Some(behind) => holds_data(behind.file(), behind.start() + start.0, len),
+            None => Ok(false),
+        }
+    }
+
+    /// Reads what the snapshot has.
+    ///
+    /// # Errors
+    /// As [`GuestRam::origin_has_data`].
+    pub(crate) fn read_origin(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        let (region, start) = self.memory.to_region_addr(GuestAddress(gpa)).ok_or_else(|| outside(gpa))?;
+        let Some(behind) = region.file_offset() else {
+            buf.fill(0);
+            return Ok(());
+        };
+        let read = |file: &std::fs::File, part: &mut [u8], offset| {
+            file.read_exact_at(part, offset).map_err(|_| io::Error::other(SHORTENED))
+        };
+        read(behind.file(), buf, behind.start() + start.0)?;
+        let end = gpa + buf.len() as u64;
+        self.layers_in(gpa..end).try_for_each(|layer| {
+            let (from, to) = (layer.gpas.start.max(gpa), layer.gpas.end.min(end));
+            let part = &mut buf[(from - gpa) as usize..(to - gpa) as usize];
+            read(&layer.file, part, layer.offset + (from - layer.gpas.start))
+        })
+    }
+
+    /// Memory of this process of the same shape, in which nothing is.
+    pub(crate) fn empty_one(&self) -> Result<Self, super::RamError> {
+        let regions = self.memory.iter().map(|region| super::fresh(region.start_addr().0, region.len()));
+        let memory = super::collect(regions.collect::<Result<_, _>>()?)?;
+        Ok(Self::of(memory, super::Kind::Fresh, super::PageMap::open(None)?))
+    }
+
+    /// Guest addresses and lengths of runs of these pages.
+    pub(crate) fn runs<'a>(&'a self, pages: &'a PageSet) -> impl Iterator<Item = (u64, u64)> + 'a {
+        let mut first = 0;
+        self.memory.iter().flat_map(move |region| {
+            let (of, start) = (first..first + region.len() / PAGE_SIZE, region.start_addr().0);
+            first = of.end;
+            let place = move |run: Range<u64>| {
+                (start + (run.start - of.start) * PAGE_SIZE, (run.end - run.start) * PAGE_SIZE)
+            };
+            pages.runs(first - region.len() / PAGE_SIZE..first).map(place)
+        })
+    }
+}
+
+fn outside(gpa: u64) -> io::Error {
+    io::Error::other(format!("no guest RAM at {gpa:#x}"))
+}
