@@ -198,6 +198,22 @@ fn a_live_snapshot_that_is_given_up_leaves_no_trace() -> Result<()> {
     stories::live_leaves_no_trace(&guest, dir.path())
 }
 
+/// Of a restored guest most of RAM is copied before it stands still, from when on it is told what it writes.
+#[test]
+fn what_is_copied_ahead_is_what_is_saved_otherwise() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let guest = guest("dirty", &dir).cmdline("size=96 lines=20 rate=4000");
+    stories::ahead_is_whole(&guest, dir.path())?;
+    stories::ahead_of_one_that_ends(&guest, &self::guest("counter", &dir), dir.path())
+}
+
+#[test]
+fn a_copy_ahead_that_is_given_up_leaves_no_trace() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let guest = guest("dirty", &dir).cmdline("size=96 lines=20 verify=0");
+    stories::ahead_leaves_no_trace(&guest, dir.path())
+}
+
 /// Sixteen times: restored, changed, and only that written. What a chain has is what a whole snapshot of the same instant has.
 #[test]
 fn a_chain_of_16_is_the_machine() -> Result<()> {

@@ -23,8 +23,10 @@ use std::sync::Arc;
 const WORTH: u64 = 8192;
 /// Pages that may be left when the guest has to stand still. Each takes a microsecond or less.
 const LEFT: u64 = 512;
-/// How often what was written is copied again, before it is given up.
+/// How often what was written is copied again, until no more than that is left.
 const ROUNDS: usize = 12;
+/// More may be left then, if a copy of the process would take longer all the same: for so many pages of it, as for one that is copied.
+const DEARER: u64 = 8;
 
 /// Why RAM was not copied ahead.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,9 @@ pub enum AheadError {
     /// RAM, or what has the copies.
     #[error(transparent)]
     Copy(#[from] io::Error),
+    /// Room for the copies.
+    #[error(transparent)]
+    Room(#[from] FreezeError),
     /// A guest that is faster.
     #[error("the guest writes faster than it can be copied: {pages} pages in the last round")]
     TooFast {
@@ -42,7 +47,7 @@ pub enum AheadError {
         pages: u64,
     },
     /// The snapshot was given up.
-    #[error("nobody wants it any more")]
+    #[error("nobody wants the snapshot any more")]
     Cancelled,
 }
 
@@ -68,22 +73,29 @@ pub struct Plan {
     room: Room,
     vm: Arc<VmFd>,
     log: Option<Arc<DirtyLog>>,
+    /// Pages that may be left in the end.
+    bearable: u64,
 }
 
 impl Plan {
     /// For this RAM, if there is so much in use of it that a copy of the process would take longer. `log` is one that others need.
     ///
     /// # Errors
-    /// See [`FreezeError`].
+    /// See [`AheadError`].
     pub(crate) fn of(
         ram: &GuestRam,
         vm: &Arc<VmFd>,
         log: Option<Arc<DirtyLog>>,
-    ) -> Result<Option<Self>, FreezeError> {
-        if !ram.is_mapped() || ram.pages_here().unwrap_or(0) < WORTH {
+    ) -> Result<Option<Self>, AheadError> {
+        if !ram.is_mapped() {
             return Ok(None);
         }
-        Ok(Some(Self { ram: ram.clone(), room: Room::of(ram)?, vm: vm.clone(), log }))
+        let pages = ram.pages_here()?;
+        if pages < WORTH {
+            return Ok(None);
+        }
+        let (room, vm) = (Room::of(ram)?, vm.clone());
+        Ok(Some(Self { ram: ram.clone(), room, vm, log, bearable: pages / DEARER }))
     }
 
     /// Copies until little is left, or `go_on` says no. `between` is called once, when most is done; what is written meanwhile is copied after it.
@@ -97,18 +109,20 @@ impl Plan {
         ahead.written()?;
         let pages = ahead.ram.own_pages()?;
         ahead.room.put(&pages, go_on)?;
-        between();
+        if go_on() {
+            between();
+        }
+        let mut pages = u64::MAX;
         for _ in 0..ROUNDS {
-            let left = ahead.written()?;
-            ahead.room.put(&left, go_on)?;
-            match left.len() {
-                _ if !go_on() => return Err(AheadError::Cancelled),
-                pages if pages <= LEFT => return Ok(ahead),
-                _ => {}
+            pages = ahead.catch_up(go_on)?;
+            if !go_on() {
+                return Err(AheadError::Cancelled);
+            }
+            if pages <= LEFT {
+                return Ok(ahead);
             }
         }
-        let pages = ahead.written()?.len();
-        Err(AheadError::TooFast { pages })
+        if pages <= self.bearable { Ok(ahead) } else { Err(AheadError::TooFast { pages }) }
     }
 }
 
@@ -121,9 +135,14 @@ pub struct CopiedAhead {
 }
 
 impl CopiedAhead {
-    /// Whether it is this RAM.
-    pub fn is_of(&self, ram: &GuestRam) -> bool {
-        self.ram.is_same(ram)
+    /// Copies what was written since the last time; returns how many pages that were. The guest may run.
+    ///
+    /// # Errors
+    /// See [`AheadError`].
+    pub fn catch_up(&mut self, go_on: &dyn Fn() -> bool) -> Result<u64, AheadError> {
+        let left = self.written()?;
+        self.room.put(&left, go_on)?;
+        Ok(left.len())
     }
 
     fn written(&self) -> Result<PageSet, AheadError> {
@@ -146,8 +165,11 @@ impl CopiedAhead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discard::RamDiscard;
     use crate::ram::FileRange;
     use crate::vm;
+    use devices::virtio::{Discard, Segment};
+    use snapshot::{GenerationId, Parent};
     use std::os::unix::fs::FileExt;
     use vm_memory::{Bytes, GuestAddress};
 
@@ -167,23 +189,111 @@ mod tests {
         ram.memory().write_obj(byte, GuestAddress(page << 12)).unwrap();
     }
 
+    fn byte(frozen: &FrozenRam, page: u64) -> u8 {
+        let mut bytes = [0; 4096];
+        frozen.read(page << 12, &mut bytes).unwrap();
+        bytes[0]
+    }
+
+    fn plan(ram: &GuestRam, vm: &Arc<VmFd>) -> Plan {
+        Plan::of(ram, vm, None).unwrap().expect("worth it")
+    }
+
     #[test]
     fn what_is_written_meanwhile_is_there_and_what_is_written_later_is_not() {
         let (ram, vm) = machine(WORTH);
-        let plan = Plan::of(&ram, &vm, None).unwrap().expect("worth it");
-        let ahead = plan.copy(&|| true, || (0..LEFT + 1).for_each(|page| write(&ram, page, 2))).unwrap();
+        let write_some = || (0..LEFT + 1).for_each(|page| write(&ram, page, 2));
+        let mut ahead = plan(&ram, &vm).copy(&|| true, write_some).unwrap();
+        write(&ram, 4, 4);
+        assert_eq!(ahead.catch_up(&|| true).unwrap(), 1);
         write(&ram, 5, 3);
         write(&ram, WORTH + 5, 3);
         let (frozen, log) = ahead.finish().unwrap();
         drop(log);
         [4, 5, 6, WORTH - 1, WORTH + 6].iter().for_each(|page| write(&ram, *page, 9));
-        let byte = |page: u64| {
-            let mut bytes = [0; 4096];
-            frozen.read(page << 12, &mut bytes).unwrap();
-            bytes[0]
+        let pages = [4, 5, 6, WORTH - 1, WORTH + 5, WORTH + 6, 63 << 8].map(|page| byte(&frozen, page));
+        assert_eq!(pages, [4, 3, 2, 1, 3, 0, 7]);
+    }
+
+    /// A page that was copied may be the snapshot's again, or be there no more.
+    #[test]
+    fn what_the_guest_gives_back_meanwhile_is_as_it_is_then() {
+        let (ram, vm) = machine(WORTH);
+        (63 << 8..64 << 8).for_each(|page| write(&ram, page, 1));
+        let give_back = |address, len| RamDiscard::new(&ram).discard(Segment { address, len });
+        let ahead = plan(&ram, &vm).copy(&|| true, || give_back(2 << 20, 4 << 20)).unwrap();
+        give_back(63 << 20, 4096);
+        give_back(0, 2 << 20);
+        write(&ram, 0, 5);
+        let (frozen, _log) = ahead.finish().unwrap();
+        let pages = [0, 1, 512, 1535, 1536, 63 << 8, (63 << 8) + 1].map(|page| byte(&frozen, page));
+        assert_eq!(pages, [5, 0, 0, 0, 1, 7, 1]);
+    }
+
+    #[test]
+    fn a_guest_that_is_too_fast_is_told_of_unless_it_can_be_borne() {
+        let (ram, vm) = machine(WORTH);
+        let writes = |pages, byte| (0..pages).for_each(|page| write(&ram, page, byte));
+        let fast = |pages| {
+            move || {
+                writes(pages, 2);
+                true
+            }
         };
-        let pages = [4, 5, 6, WORTH - 1, WORTH + 5, WORTH + 6, 63 << 8].map(byte);
-        assert_eq!(pages, [2, 3, 2, 1, 3, 0, 7]);
+        let too_fast = plan(&ram, &vm).copy(&fast(WORTH / DEARER + 1), || ());
+        assert!(matches!(too_fast, Err(AheadError::TooFast { pages }) if pages > WORTH / DEARER));
+        let ahead = plan(&ram, &vm).copy(&fast(WORTH / DEARER), || ()).unwrap();
+        writes(LEFT, 3);
+        let (frozen, _log) = ahead.finish().unwrap();
+        assert_eq!([0, LEFT, WORTH / DEARER + 1].map(|page| byte(&frozen, page)), [3, 2, 1]);
+    }
+
+    /// Of a VM that is tracked: the log goes on, and whoever else takes of it takes nothing away.
+    #[test]
+    fn a_log_that_others_need_is_shared() {
+        let (ram, vm) = machine(WORTH);
+        let log = Arc::new(DirtyLog::start(&vm, &ram).unwrap());
+        let parent = Parent { generation: GenerationId([3; 16]), digest: 5, hint: String::new() };
+        ram.begin_epoch(parent.generation).is_whole(5);
+        write(&ram, 1, 2);
+        let noted_elsewhere = || {
+            write(&ram, 2, 2);
+            log.note().unwrap();
+        };
+        let ahead = Plan::of(&ram, &vm, Some(log.clone())).unwrap().unwrap().copy(&|| true, noted_elsewhere);
+        let mut ahead = ahead.unwrap();
+        write(&ram, 3, 2);
+        log.note().unwrap();
+        assert_eq!(ahead.catch_up(&|| true).unwrap(), 1);
+        let (frozen, borrowed) = ahead.finish().unwrap();
+        drop(borrowed);
+        write(&ram, 4, 2);
+        log.note().unwrap();
+        assert_eq!([1, 2, 3, 4].map(|page| byte(&frozen, page)), [2, 2, 2, 1]);
+        let written: Vec<_> = ram.written_since(&parent).unwrap().runs(0..WORTH).flatten().collect();
+        assert_eq!(written, [1, 2, 3, 4]);
+    }
+
+    /// The host may end it at any time, if it is short of memory.
+    #[test]
+    fn a_child_that_is_gone_is_told_of_and_the_log_ends() {
+        let (ram, vm) = machine(WORTH);
+        let plan = plan(&ram, &vm);
+        let me = std::fs::read_to_string("/proc/thread-self/children").unwrap();
+        let children: Vec<i32> = me.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        let end = || {
+            // SAFETY: this thread's children, none of which has been waited for.
+            children.iter().for_each(|id| assert_eq!(unsafe { libc::kill(*id, libc::SIGKILL) }, 0));
+            let is_gone =
+                |id: &i32| std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap().contains(") Z");
+            while !children.iter().all(is_gone) {
+                std::thread::yield_now();
+            }
+            write(&ram, 1, 2);
+        };
+        assert!(!children.is_empty());
+        assert!(matches!(plan.copy(&|| true, end), Err(AheadError::Copy(_))));
+        assert!(log_is_off(&vm), "it goes on");
     }
 
     #[test]
@@ -191,8 +301,12 @@ mod tests {
         let (ram, vm) = machine(WORTH / 2);
         assert!(Plan::of(&ram, &vm, None).unwrap().is_none());
         let (ram, vm) = machine(WORTH);
-        let plan = Plan::of(&ram, &vm, None).unwrap().expect("worth it");
-        assert!(matches!(plan.copy(&|| false, || ()), Err(AheadError::Cancelled)));
-        DirtyLog::start(&vm, &ram).unwrap().stop();
+        let wanted = || panic!("nobody waits for the disks then");
+        assert!(matches!(plan(&ram, &vm).copy(&|| false, wanted), Err(AheadError::Cancelled)));
+        assert!(log_is_off(&vm), "it goes on");
+    }
+
+    fn log_is_off(vm: &VmFd) -> bool {
+        vm.get_dirty_log(0, 64 << 20).is_err()
     }
 }

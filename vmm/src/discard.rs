@@ -50,6 +50,8 @@ fn replace(host: *mut u8, len: usize) {
     // SAFETY: the range lies in a mapping of guest RAM, which lives as long as the machine and which nobody holds
     // references into; the guest sees zeroes from here on, which it has allowed.
     unsafe { libc::mmap(host.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    // SAFETY: as above. It is as little a child's as the rest of RAM (`GuestRam::while_copied`).
+    unsafe { libc::madvise(host.cast(), len, libc::MADV_DONTFORK) };
 }
 
 /// Gives up the process's own pages. A fresh guest's read as zero then; of a snapshot's mapping the range shows the file's bytes again,
@@ -103,5 +105,19 @@ mod tests {
         ram.memory().write_obj(9u8, GuestAddress(4096)).unwrap();
         RamDiscard::new(&ram).discard(Segment { address: 4096, len: 4096 });
         assert_eq!(ram.memory().read_obj::<u8>(GuestAddress(4096)).unwrap(), 7);
+    }
+
+    /// Else a child that gets no RAM would get that, and each page of it would be copied when the guest writes there.
+    #[test]
+    fn nor_does_a_child_get_what_was_given_back() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        let ram = GuestRam::from_snapshot(file, &[FileRange { gpa: 0, len: 8 << 20, offset: 0 }]).unwrap();
+        RamDiscard::new(&ram).discard(RANGE);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let place = format!("{:08x}-", ram.host_address(RANGE.address, 1).unwrap());
+        let mapping = maps.split_once(&format!("\n{place}")).expect("a mapping of its own").1;
+        let flags = mapping.lines().find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.contains(" dc"), "{flags}");
     }
 }

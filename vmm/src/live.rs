@@ -11,7 +11,7 @@ use snapshot::Summary;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,12 +19,17 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Debug)]
 pub struct GettingReady {
     cancelled: Arc<AtomicBool>,
-    copied: Arc<OnceLock<Copied>>,
+    copied: Arc<Copied>,
     event: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// None until it is done.
 type Copied = Mutex<Option<Result<CopiedAhead, AheadError>>>;
+
+fn locked(copied: &Copied) -> MutexGuard<'_, Option<Result<CopiedAhead, AheadError>>> {
+    copied.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl GettingReady {
     /// Begins; `between` as in [`Plan::copy`].
@@ -33,11 +38,11 @@ impl GettingReady {
     /// The host has no thread or event to give.
     pub fn begin(plan: Plan, between: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let (cancelled, copied) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
+        let (cancelled, copied) = (Arc::new(AtomicBool::new(false)), Arc::new(Copied::default()));
         let (stop, result, told) = (cancelled.clone(), copied.clone(), event.clone());
         let copy = move || {
             let copied = plan.copy(&|| !stop.load(Ordering::SeqCst), between);
-            let _ = result.set(Mutex::new(Some(copied)));
+            *locked(&result) = Some(copied);
             // It fails only when nobody has read 2^64 of them.
             let _ = told.write(1);
         };
@@ -52,7 +57,7 @@ impl GettingReady {
 
     /// Whether it is done, or has failed.
     pub fn is_done(&self) -> bool {
-        self.copied.get().is_some()
+        locked(&self.copied).is_some()
     }
 
     /// What there is, once it is done.
@@ -60,8 +65,7 @@ impl GettingReady {
     /// # Errors
     /// See [`AheadError`].
     pub fn finish(self) -> Result<CopiedAhead, AheadError> {
-        let copied = self.copied.get().and_then(|copied| copied.lock().ok()?.take());
-        copied.unwrap_or(Err(AheadError::Cancelled))
+        locked(&self.copied).take().unwrap_or(Err(AheadError::Cancelled))
     }
 }
 

@@ -5,11 +5,10 @@
 
 use crate::board::Board;
 use crate::config::Shape;
-use crate::copy_ahead::Plan;
+use crate::copy_ahead::{AheadError, Plan};
 use crate::dirty_log::DirtyLog;
 use crate::disk::{self, Disk, DisksError};
 use crate::fault;
-use crate::frozen::FreezeError;
 use crate::kvm::Ioctl;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
@@ -156,8 +155,8 @@ impl Machine {
     /// What RAM can be copied by before the guest stands still for a live snapshot, if it runs, and that is worth it.
     ///
     /// # Errors
-    /// See [`FreezeError`].
-    pub fn copy_ahead(&self) -> Result<Option<Plan>, FreezeError> {
+    /// See [`AheadError`].
+    pub fn copy_ahead(&self) -> Result<Option<Plan>, AheadError> {
         if self.paused { Ok(None) } else { Plan::of(&self.ram, &self.vm, self.log.clone()) }
     }
 

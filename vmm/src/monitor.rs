@@ -99,7 +99,9 @@ impl Monitor {
                 self.hear_user()?;
             }
             self.hear_api();
-            self.hear_ready();
+            if self.ended.is_none() {
+                self.hear_ready();
+            }
             if let Some(outcome) = self.ended.take() {
                 self.settle(&outcome)?;
                 return Ok(outcome);
@@ -297,6 +299,8 @@ impl Monitor {
         if let Some(name) = &request.kernel {
             return self.snapshot_beside(name, request.path);
         }
+        // Nor may it begin to watch who writes RAM, while that is watched to copy it ahead.
+        self.expect_no_live()?;
         self.kernels.check_can_be_kept().map_err(|error| conflict(&error))?;
         let (wish, progress) = (wish(&request)?, self.progress());
         watch(self.kernels.machine(), request.track)?;

@@ -255,6 +255,9 @@ impl GuestRam {
     }
 
     /// How many pages of it this process has, be they its own or a file's.
+    ///
+    /// # Errors
+    /// The host won't say.
     pub(crate) fn pages_here(&self) -> io::Result<u64> {
         let mut pages = 0;
         self.memory.iter().try_for_each(|region| {
@@ -275,10 +278,7 @@ impl GuestRam {
     /// # Errors
     /// An address outside RAM, a host that won't say what was touched, or a snapshot that lost its end while in use.
     pub fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
-        let (region, start) = self
-            .memory
-            .to_region_addr(GuestAddress(gpa))
-            .ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?;
+        let (region, start) = self.memory.to_region_addr(GuestAddress(gpa)).ok_or_else(|| outside(gpa))?;
         let (host, len) = (region.as_ptr() as u64 + start.0, buf.len() as u64);
         if !self.origin_has_data(gpa, len)? && !self.pages.has_pages(host, len)? {
             return Ok(false);
@@ -295,8 +295,12 @@ impl GuestRam {
             return self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other);
         }
         let host = self.host_address(gpa, buf.len() as u64);
-        self.pages.read(host.ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?, buf)
+        self.pages.read(host.ok_or_else(|| outside(gpa))?, buf)
     }
+}
+
+pub(crate) fn outside(gpa: u64) -> io::Error {
+    io::Error::other(format!("no guest RAM at {gpa:#x}"))
 }
 
 fn map(file: &Arc<File>, range: FileRange) -> Result<MemoryRegion, RamError> {

@@ -7,7 +7,7 @@ mod notes;
 mod reading;
 
 use crate::capture::MachineState;
-use crate::copy_ahead::{Borrowed, CopiedAhead};
+use crate::copy_ahead::{AheadError, Borrowed, CopiedAhead};
 use crate::disk::{self, Disk, DiskCare, DiskRecord, DisksError, Unclaimed};
 use crate::frozen::{FreezeError, FrozenRam};
 use crate::kvm::Ioctl;
@@ -133,12 +133,14 @@ impl PausedMachine<'_> {
     /// See [`SaveError`]; the machine is as before.
     pub fn freeze(&self, wish: Wish, ahead: Option<CopiedAhead>) -> Result<Frozen, SaveError> {
         let taken = Taken::of(self, wish)?;
+        let whole = || FrozenRam::of(self.ram());
         // What goes wrong with it only makes this take longer.
-        let (ram, log) = match ahead.and_then(|ahead| ahead.finish().ok()) {
-            Some((ram, log)) => (ram, Some(log)),
-            None => (FrozenRam::of(self.ram())?, None),
+        let (ram, log, not_ahead) = match ahead.map(CopiedAhead::finish) {
+            Some(Ok((ram, log))) => (ram, Some(log), None),
+            Some(Err(error)) => (whole()?, None, Some(error)),
+            None => (whole()?, None, None),
         };
-        Ok(Frozen { taken, ram, running: self.ram().clone(), log })
+        Ok(Frozen { taken, ram, running: self.ram().clone(), log, not_ahead })
     }
 }
 
@@ -258,12 +260,18 @@ pub struct Frozen {
     running: GuestRam,
     /// By which RAM was copied ahead.
     log: Option<Borrowed>,
+    not_ahead: Option<AheadError>,
 }
 
 impl Frozen {
     /// The RAM of the machine that runs on.
     pub(crate) fn running_ram(&self) -> GuestRam {
         self.running.clone()
+    }
+
+    /// Why what was copied ahead of its RAM was of no use, if so.
+    pub fn not_ahead(&self) -> Option<&AheadError> {
+        self.not_ahead.as_ref()
     }
 
     /// Writes it, unless `cancelled` is set meanwhile; `progress` as in [`PausedMachine::save`].

@@ -1,6 +1,6 @@
 //! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: `here`, or of that only `restores` or `saves`; `lab`, `qemu`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
+//! In: `here`, or of that only `restores`, `saves` or `live`; `lab`, `qemu`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
 //! and its floor are measured by turns in one run.
 
 use anyhow::{Context, Result, bail};
@@ -37,12 +37,15 @@ fn run() -> Result<()> {
         [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| lab()).and_then(|()| qemu()),
         ["restores"] => show(part("restoring", restored)?, "restores"),
         ["saves"] => show(part("saving", saved)?, "saves"),
+        ["live"] => show(part("live", live)?, "live"),
         ["here"] => show(here()?, "here").and_then(|()| stub()),
         ["lab"] => lab(),
         ["qemu"] => qemu(),
         ["inside", "qemu"] => qemu_inside(),
         ["inside", rounds] => inside(rounds.parse().context("a number of rounds")?),
-        other => bail!("{other:?}: expected `here`, `restores`, `saves`, `lab`, `qemu`, or nothing for all"),
+        other => bail!(
+            "{other:?}: expected `here`, `restores`, `saves`, `live`, `lab`, `qemu`, or nothing for all"
+        ),
     }
 }
 

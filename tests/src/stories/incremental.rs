@@ -135,7 +135,7 @@ pub fn refused_parents(guest: &Guest, dir: &Path) -> Result<()> {
     refused(vmm_with(["restore", text(&child)?]), 1, &[text(&child)?, &id(&base)?]).map(drop)
 }
 
-fn since(vm: &TestVm, parent: &Path, file: &Path, more: &[&str]) -> Result<serde_json::Value> {
+pub(super) fn since(vm: &TestVm, parent: &Path, file: &Path, more: &[&str]) -> Result<serde_json::Value> {
     vm.ask("snapshot", &[&["--parent", text(parent)?, text(file)?], more].concat())
 }
 

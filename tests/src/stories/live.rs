@@ -7,6 +7,8 @@ use crate::vm::{LIMIT, TestVm};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::Path;
+use std::process::Output;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long guests stood still, in milliseconds.
@@ -109,31 +111,35 @@ fn given_up(guest: &Guest, dir: &Path, kill: bool) -> Result<bool> {
     }
     let _ = asking.join();
     ends(child)?;
+    if !expect_no_trace(dir, &file, kill)? {
+        let _ = fs::remove_file(&other);
+        return Ok(false);
+    }
+    ensure!(!other.exists(), "another one is there");
+    Ok(true)
+}
+
+/// Nothing is left of a live snapshot; `false` if it has become whole, and was removed.
+pub(super) fn expect_no_trace(dir: &Path, file: &Path, kill: bool) -> Result<bool> {
     if file.exists() {
         let verified = crate::vm::vmm(["verify", file.to_str().context("path")?])?;
         ensure!(verified.status.success(), "half a file has the snapshot's name");
-        fs::remove_file(&file)?;
-        let _ = fs::remove_file(&other);
+        fs::remove_file(file)?;
         return Ok(false);
     }
     let unfinished = |name: &str| name.starts_with(snapshot::publish::TEMPORARY);
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        ensure!(name != "snapshot" && name != "other", "{name} is there");
         ensure!(kill || !unfinished(&name), "{name} was left behind");
     }
     Ok(true)
 }
 
 /// Asks for a live snapshot and stops the child that has the RAM before it is whole, so that it can't become whole.
-fn caught(vm: &TestVm, file: &Path) -> Result<(i32, std::thread::JoinHandle<()>)> {
+fn caught(vm: &TestVm, file: &Path) -> Result<(i32, JoinHandle<Result<Output>>)> {
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
-        let args = ["snapshot", "--api"].map(str::to_owned).into_iter();
-        let args =
-            args.chain([vm.socket().display().to_string(), file.display().to_string(), "--live".into()]);
-        let args: Vec<_> = args.collect();
-        let asking = std::thread::spawn(move || drop(crate::vm::vmm(args.iter().map(String::as_str))));
+        let asking = asked(vm, file);
         while !asking.is_finished() {
             let Some(child) = child_of(vm.pid()).filter(|child| is_deaf(*child)) else { continue };
             // SAFETY: at worst it has ended, and nobody is sent the signal.
@@ -149,7 +155,13 @@ fn caught(vm: &TestVm, file: &Path) -> Result<(i32, std::thread::JoinHandle<()>)
     bail!("no live snapshot could be caught under way")
 }
 
-fn child_of(process: u32) -> Option<i32> {
+/// Somebody who waits for a live snapshot.
+pub(super) fn asked(vm: &TestVm, file: &Path) -> JoinHandle<Result<Output>> {
+    let (socket, file) = (vm.socket().display().to_string(), file.display().to_string());
+    std::thread::spawn(move || crate::vm::vmm(["snapshot", "--json", "--api", &socket, &file, "--live"]))
+}
+
+pub(super) fn child_of(process: u32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
@@ -162,7 +174,7 @@ fn is_deaf(process: i32) -> bool {
     blocked.is_some_and(|mask| mask & (1 << (libc::SIGUSR2 - 1)) != 0)
 }
 
-fn ends(process: i32) -> Result<()> {
+pub(super) fn ends(process: i32) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     let stat = || fs::read_to_string(format!("/proc/{process}/stat"));
     // One that nobody has waited for yet is a zombie.

@@ -4,6 +4,7 @@
 
 mod adopting;
 mod agent;
+mod ahead;
 mod beside;
 mod carrying;
 mod clones;
@@ -33,6 +34,7 @@ mod working_set;
 
 pub use adopting::comes_out_of_a_file;
 pub use agent::agent;
+pub use ahead::{ahead_is_whole, ahead_leaves_no_trace, ahead_of_one_that_ends};
 pub use beside::{boots_beside, ends_beside};
 pub use carrying::{carried, renamed};
 pub use clones::{GET_READY, clones};

@@ -5,7 +5,7 @@
 
 use super::{Child, FreezeError, FrozenRam};
 use crate::layout::PAGE_SIZE;
-use crate::ram::{GONE, GuestRam};
+use crate::ram::{GONE, GuestRam, outside};
 use snapshot::PageSet;
 use std::io;
 use std::ops::Range;
@@ -39,7 +39,7 @@ impl Room {
         Ok(room)
     }
 
-    /// Copies these pages as they are now, also again, as long as `go_on` says so.
+    /// Copies these pages as they are now, also again. Once `go_on` says no some of them may be missing, and the room is of no use.
     ///
     /// # Errors
     /// The child is gone, or the snapshot that RAM is mapped from has lost some of them.
@@ -50,7 +50,7 @@ impl Room {
         };
         for (gpa, len) in self.of.runs(pages).flat_map(cut).take_while(|_| go_on()) {
             let places = self.of.host_address(gpa, len).zip(self.copies.host_address(gpa, len));
-            pieces.add(places.ok_or_else(|| io::Error::other(format!("no guest RAM at {gpa:#x}")))?, len);
+            pieces.add(places.ok_or_else(|| outside(gpa))?, len);
             if pieces.from.len() == PIECES || pieces.bytes >= CALL {
                 pieces.copy(self.child.id)?;
             }

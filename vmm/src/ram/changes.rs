@@ -11,7 +11,7 @@ use super::{GuestRam, Kind};
 use crate::layout::PAGE_SIZE;
 use snapshot::{GenerationId, PageSet, Parent};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Most epochs that are kept; what was written in older ones is forgotten. Each takes 32 KiB for each GiB of RAM.
@@ -232,11 +232,6 @@ impl GuestRam {
     /// Pages that show nothing of the snapshot any more, though nobody wrote them.
     pub(crate) fn dropped(&self) -> Option<PageSet> {
         self.changes.known().dropped.clone()
-    }
-
-    /// Whether it is the same RAM.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.changes, &other.changes)
     }
 
     pub(crate) fn page_count(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! of which nothing is mapped any more, because the guest gave it up, is the caller's to know.
 
 use super::page_map::SHORTENED;
-use super::{GuestRam, holds_data};
+use super::{GuestRam, holds_data, outside};
 use crate::layout::PAGE_SIZE;
 use snapshot::PageSet;
 use std::io;
@@ -48,10 +48,11 @@ impl GuestRam {
         })
     }
 
-    /// Memory of this process of the same shape, in which nothing is.
+    /// Memory of this process of the same shape, in which nothing is. In small pages: one that is put there takes no more than that.
     pub(crate) fn empty_one(&self) -> Result<Self, super::RamError> {
         let regions = self.memory.iter().map(|region| super::fresh(region.start_addr().0, region.len()));
         let memory = super::collect(regions.collect::<Result<_, _>>()?)?;
+        memory.iter().for_each(|region| super::advise(region, libc::MADV_NOHUGEPAGE));
         Ok(Self::of(memory, super::Kind::Fresh, super::PageMap::open(None)?))
     }
 
@@ -67,8 +68,4 @@ impl GuestRam {
             pages.runs(first - region.len() / PAGE_SIZE..first).map(place)
         })
     }
-}
-
-fn outside(gpa: u64) -> io::Error {
-    io::Error::other(format!("no guest RAM at {gpa:#x}"))
 }
