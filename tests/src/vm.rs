@@ -33,6 +33,14 @@ pub fn vmm<'a>(args: impl IntoIterator<Item = &'a str>) -> Result<Output> {
     Command::new(program()).args(args).stdin(Stdio::null()).output().context("cannot run vmm")
 }
 
+/// A path as it is typed.
+///
+/// # Errors
+/// It is not UTF-8.
+pub fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("path")
+}
+
 /// A running `vmm run` or `vmm restore`.
 pub struct TestVm {
     child: Child,

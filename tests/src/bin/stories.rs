@@ -50,19 +50,17 @@ fn tell(name: &str, story: &Story, spare: &mut usize) -> bool {
     let started = Instant::now();
     let told = tempfile::tempdir().map_err(Into::into).and_then(|dir| story(dir.path()));
     let seconds = started.elapsed().as_secs_f64();
-    match told.map_err(|error| format!("{error:#}")) {
-        Ok(()) => println!("story {name} ... ok ({seconds:.1} s)"),
-        Err(error) if *spare > 0 && error.contains(LOST) => {
-            println!("story {name} ... lost its guest, and is told once more ({seconds:.1} s)\n{error}");
-            *spare -= 1;
-            return tell(name, story, spare);
-        }
-        Err(error) => {
-            println!("story {name} ... FAILED ({seconds:.1} s)\n{error}");
-            return false;
-        }
+    let Err(error) = told.map_err(|error| format!("{error:#}")) else {
+        println!("story {name} ... ok ({seconds:.1} s)");
+        return true;
+    };
+    let again = *spare > 0 && error.contains(LOST);
+    let how = if again { "lost its guest, and is told once more" } else { "FAILED" };
+    println!("story {name} ... {how} ({seconds:.1} s)\n{error}");
+    if again {
+        *spare -= 1;
     }
-    true
+    again && tell(name, story, spare)
 }
 
 fn all() -> Vec<(String, Story)> {

@@ -4,7 +4,7 @@ use super::incremental::since;
 use super::live::{asked, child_of, ends, expect_no_trace};
 use crate::guests::Guest;
 use crate::oracle;
-use crate::vm::{LIMIT, TestVm};
+use crate::vm::{LIMIT, TestVm, text};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use std::process::Output;
@@ -130,8 +130,4 @@ fn begun(vm: &mut TestVm, guest: &Guest, file: &Path) -> Result<(i32, JoinHandle
 
 fn told(asking: JoinHandle<Result<Output>>) -> Result<Output> {
     asking.join().ok().context("whoever asked has panicked")?
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("path")
 }

@@ -2,7 +2,7 @@
 
 use super::keeping::keep;
 use crate::guests::Guest;
-use crate::vm::{LIMIT, TestVm, vmm};
+use crate::vm::{LIMIT, TestVm, text, vmm};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::time::Instant;
@@ -70,8 +70,4 @@ fn ask(verb: &str, flock: &Path, number: u32) -> Result<serde_json::Value> {
     let output = vmm([verb, "--json", "--api", text(&socket)?])?;
     ensure!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("path")
 }

@@ -3,7 +3,7 @@
 use super::{refused, vmm_with};
 use crate::guests::Guest;
 use crate::oracle;
-use crate::vm::{TestVm, vmm};
+use crate::vm::{TestVm, text, vmm};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -158,8 +158,4 @@ fn id(file: &Path) -> Result<String> {
 
 fn described(file: &Path) -> Result<serde_json::Value> {
     Ok(serde_json::from_str(&done(&["inspect", "--json", text(file)?])?)?)
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("path")
 }
