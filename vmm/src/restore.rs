@@ -102,6 +102,7 @@ impl Machine {
         // Whoever had the RAM before watched it in another VM.
         ram.end_epochs();
         let vm = vm::furnish(ground.vm, Some(&ram))?;
+        ground.seat.iter().for_each(Seat::announce);
         let host = Arc::new(vm::host_vcpu(&vm, ground.msr_list));
         let vcpus = restore_vcpus(&vm, state, &host, time)?;
         vm_state::restore(&vm, &state.vm)?;
