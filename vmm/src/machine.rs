@@ -12,6 +12,7 @@ use crate::fault;
 use crate::kvm::Ioctl;
 use crate::ram::GuestRam;
 use crate::run_loop::Stop;
+use crate::soon;
 use crate::timing::FirstRun;
 use crate::vcpu::Vcpu;
 use crate::vcpu_thread::{Report, VcpuThread};
@@ -93,6 +94,10 @@ impl Machine {
             self.board.run();
         }
         self.vcpus.run();
+        if !self.when_run.is_empty() {
+            // Threads that are made now change the address space, and the guest's first page faults would sleep until they have.
+            soon::see(|| self.vcpus.first_run.is_answered());
+        }
         self.when_run.drain(..).for_each(|then| then());
     }
 

@@ -10,6 +10,14 @@ use std::time::{Duration, Instant};
 /// For how long it looks. All of a restore takes little longer.
 const MOMENT: Duration = Duration::from_micros(500);
 
+/// Waits a moment for this to be so.
+pub(crate) fn see(is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while begun.elapsed() < MOMENT && !is_so() {
+        thread::yield_now();
+    }
+}
+
 /// As [`Receiver::recv`].
 ///
 /// # Errors

@@ -37,6 +37,11 @@ impl FirstRun {
         self.entered.get_or_init(now);
     }
 
+    /// Whether a vCPU's exit has been answered.
+    pub fn is_answered(&self) -> bool {
+        self.answered.get().is_some()
+    }
+
     /// A vCPU's exit has been answered: by now the guest has run its first instruction.
     pub fn answer(&self) {
         self.answered.get_or_init(now);
