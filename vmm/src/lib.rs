@@ -32,7 +32,6 @@ pub mod run_loop;
 pub mod timing;
 mod soon;
 pub mod vcpu_thread;
-pub mod ground;
 mod checkpointer;
 mod tail;
 pub mod console_out;

@@ -8,7 +8,6 @@ use crate::clock::{self, Moment, TimePolicy};
 use crate::config::Shape;
 use crate::cpuid;
 use crate::disk::Disk;
-use crate::ground::Ground;
 use crate::kvm::Ioctl;
 use crate::machine::{Machine, Vcpus};
 use crate::msr;
@@ -23,6 +22,7 @@ use crate::vm_state;
 use crate::vmcoreinfo::Place;
 use kvm_ioctls::{Kvm, VmFd};
 use std::io::{self, Write};
+use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
@@ -71,7 +71,7 @@ pub struct HostEnds {
 }
 
 impl Machine {
-    /// As [`Machine::on`], on ground that is made for it now.
+    /// As [`Machine::on`], on a VM that is made for it now.
     ///
     /// # Errors
     /// Whatever this host's KVM, or a device, would not take.
@@ -82,10 +82,10 @@ impl Machine {
         time: TimePolicy,
         ends: HostEnds,
     ) -> Result<Self, RestoreError> {
-        Self::on(Ground::new(kvm)?, state, ram, time, ends)
+        Self::on((kvm, vm::empty(kvm)?), state, ram, time, ends)
     }
 
-    /// Builds a machine with this state on this RAM, in which so much time has passed as the policy says. It is paused.
+    /// Builds a machine with this state on this RAM, of an empty VM, in which so much time has passed as the policy says. It is paused.
     ///
     /// Order: memory slots, interrupt controllers, vCPUs; then the clock, from which the TSCs among the vCPUs' states
     /// follow; then timer chip and controllers' state; the devices last.
@@ -93,7 +93,7 @@ impl Machine {
     /// # Errors
     /// Whatever this host's KVM, or a device, would not take.
     pub fn on(
-        ground: Ground,
+        (kvm, vm): (&Kvm, VmFd),
         state: &MachineState,
         ram: GuestRam,
         time: TimePolicy,
@@ -101,9 +101,10 @@ impl Machine {
     ) -> Result<Self, RestoreError> {
         // Whoever had the RAM before watched it in another VM.
         ram.end_epochs();
-        let vm = vm::furnish(ground.vm, Some(&ram))?;
-        ground.seat.iter().for_each(Seat::announce);
-        let host = Arc::new(vm::host_vcpu(&vm, ground.msr_list));
+        let vm = vm::furnish(vm, Some(&ram))?;
+        // The host takes as long to get its thread going as KVM does to take a vCPU's state.
+        let first = Seat::new(0).map_err(RestoreError::Thread)?;
+        let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
         let vcpus = restore_vcpus(&vm, state, &host, time)?;
         vm_state::restore(&vm, &state.vm)?;
         let board_host = BoardHost {
@@ -115,7 +116,7 @@ impl Machine {
             alone: ends.alone,
         };
         let board = Board::from_state(&state.board, board_host)?;
-        let vcpus = start_threads(ground.seat, vcpus, &board.buses()).map_err(RestoreError::Thread)?;
+        let vcpus = start_threads(first, vcpus, &board.buses()).map_err(RestoreError::Thread)?;
         Ok(Self {
             vcpus,
             board,
@@ -176,14 +177,14 @@ fn restore_vcpus(
     Ok(vcpus)
 }
 
-fn start_threads(first: Option<Seat>, vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
+fn start_threads(first: Seat, vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
     vcpu::install_kick_handler()?;
     let (sender, reports) = channel();
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
     let first_run = Arc::new(FirstRun::default());
     let report_to = Reports { sender, event: event.clone(), first_run: first_run.clone() };
-    let missing = first.iter().len() as u32..vcpus.len() as u32;
-    let seats = first.into_iter().map(Ok).chain(missing.map(Seat::new)).collect::<io::Result<Vec<_>>>()?;
+    let seats = iter::once(Ok(first)).chain((1..vcpus.len() as u32).map(Seat::new));
+    let seats = seats.collect::<io::Result<Vec<_>>>()?;
     let start = |(seat, vcpu)| VcpuThread::new(seat, vcpu, buses.clone(), report_to.clone());
     let threads = seats.into_iter().zip(vcpus).map(start).collect();
     let alarm = Arc::default();

@@ -13,14 +13,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 use vmm::cli::{Restore, TimeChoice, TimingChoice, VerifyChoice};
 use vmm::clones::{self, Clones, Memory, Side};
-use vmm::ground::Ahead;
 use vmm::machine::Machine;
 use vmm::overrides::Overrides;
 use vmm::ram::GuestRam;
 use vmm::restore::HostEnds;
 use vmm::stub::Report;
 use vmm::timing::Begun;
-use vmm::{background_check, complaint, inspect, load, signals, start, timing, vm, wall_clock, working_set};
+use vmm::{background_check, complaint, inspect, load, start, timing, vm, wall_clock, working_set};
 
 /// How long guests that have begun to run are given to have the memory that they work with, before it is told how much that is.
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -81,8 +80,9 @@ fn look_after(mut clones: Clones) -> Result<ExitCode> {
 fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
     let begun =
         args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
-    let ahead = signals::held(Ahead::begin).context("cannot start a thread")?;
     let kvm = vm::open()?;
+    // KVM looks at each mapping of the process to make one, and RAM may be many.
+    let empty = vm::empty(&kvm)?;
     let (chain, ram, report) = open(&kvm, args)?;
     let snapshot = chain.top();
     if args.prefetch {
@@ -101,7 +101,7 @@ fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
     }
     operate(kvm, &args.care, &args.file, args.paused, |kvm, ends| {
         let ends = HostEnds { disks, ..ends };
-        let mut machine = start::restore((kvm, ahead), chain.top(), ram, overrides, args.time.into(), ends)?;
+        let mut machine = start::restore((kvm, empty), chain.top(), ram, overrides, args.time.into(), ends)?;
         if let Some((begun, choice)) = begun.zip(args.timing) {
             tell_timing(&mut machine, begun, choice);
         }

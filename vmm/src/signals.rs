@@ -19,17 +19,6 @@ pub fn let_long_writes_fail() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Does something with the ending signals held back: a thread that it starts is never the one that a signal ends.
-pub fn held<T>(act: impl FnOnce() -> T) -> T {
-    let (set, mut before) = (ending_set(), ending_set());
-    // SAFETY: whole sigsets, both of them.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) };
-    let done = act();
-    // SAFETY: the set that was in force.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
-    done
-}
-
 impl EndSignals {
     /// Holds the signals back in this thread and in every thread that it starts later.
     ///

@@ -7,7 +7,6 @@ use crate::boot::{self, BootError, BootSource, Entry, registers};
 use crate::capture::MachineState;
 use crate::clock::TimePolicy;
 use crate::config::{self, ConfigError, Shape};
-use crate::ground::Ahead;
 use crate::kvm::Ioctl;
 use crate::layout;
 use crate::load::{self, LoadError};
@@ -17,10 +16,9 @@ use crate::ram::{GuestRam, RamError};
 use crate::restore::{HostEnds, RestoreError};
 use crate::vcpu_state::VcpuState;
 use crate::virtio::SlotState;
-use crate::vm::OpenError;
 use devices::{GENERATION_LEN, Generation};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sregs2};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use rustix::rand::{GetRandomFlags, getrandom};
 use snapshot::Snapshot;
 use std::io;
@@ -53,9 +51,6 @@ pub enum StartError {
     /// A KVM call failed.
     #[error(transparent)]
     Ioctl(#[from] Ioctl),
-    /// There is no KVM to work with.
-    #[error(transparent)]
-    Kvm(#[from] OpenError),
     /// A state after reset that this host would not take.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -106,13 +101,13 @@ pub fn prepare(
     Ok((state, ram))
 }
 
-/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, and on ground that was begun ahead, with some of the
+/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, and of an empty VM, with some of the
 /// host's ends replaced. Before the guest runs it gets a generation id of its own, since other machines may go on from the same snapshot.
 ///
 /// # Errors
 /// A host that lacks what the guest was promised, or won't take its state.
 pub fn restore(
-    (kvm, ground): (&Kvm, Ahead),
+    (kvm, vm): (&Kvm, VmFd),
     snapshot: &Snapshot,
     ram: GuestRam,
     overrides: Overrides,
@@ -123,7 +118,7 @@ pub fn restore(
     overrides.apply(&mut state.board.virtio)?;
     load::check_host(kvm, snapshot, &state)?;
     let refused = |source| StartError::State { path: snapshot.path().to_owned(), source };
-    let mut machine = Machine::on(ground.wait()?, &state, ram, time, ends).map_err(refused)?;
+    let mut machine = Machine::on((kvm, vm), &state, ram, time, ends).map_err(refused)?;
     machine.generation = Some(generation()?);
     Ok(machine)
 }

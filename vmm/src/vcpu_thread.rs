@@ -4,7 +4,7 @@
 //! it keeps the same thread for life, because KVM waits for an RCU grace period when a vCPU changes threads.
 
 use crate::run_loop::{Buses, Step, Stop, step};
-use crate::soon::{self, Herald};
+use crate::soon;
 use crate::timing::FirstRun;
 use crate::vcpu::{Vcpu, kick_signal};
 use std::io;
@@ -39,7 +39,7 @@ pub struct Reports {
 
 /// A thread that waits for its vCPU. It ends if there is none to come.
 pub struct Seat {
-    body: Herald<Body>,
+    body: Sender<Body>,
     thread: JoinHandle<()>,
 }
 
@@ -49,28 +49,14 @@ impl Seat {
     /// # Errors
     /// When the host has no thread to give.
     pub fn new(index: u32) -> io::Result<Self> {
-        Self::after(index, || ())
-    }
-
-    /// The same, and it does this `first`.
-    ///
-    /// # Errors
-    /// When the host has no thread to give.
-    pub fn after(index: u32, first: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let (body, bodies) = soon::announced::<Body>();
+        let (body, bodies) = channel::<Body>();
         let live = move || {
-            first();
-            if let Ok(mut body) = bodies.recv() {
+            if let Ok(mut body) = soon::recv(&bodies) {
                 body.live();
             }
         };
         let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(live)?;
         Ok(Self { body, thread })
-    }
-
-    /// Its vCPU is nearly there.
-    pub fn announce(&self) {
-        self.body.announce();
     }
 }
 
@@ -81,7 +67,8 @@ impl VcpuThread {
         let pause = Arc::new(AtomicBool::new(false));
         let (run, commands) = channel();
         let body = Body { vcpu: vcpu.clone(), pause: pause.clone(), commands, buses, reports };
-        seat.body.send(body);
+        // It fails only for a thread that panicked before it had a vCPU.
+        let _ = seat.body.send(body);
         Self { vcpu, pause, run: Some(run), thread: Some(seat.thread) }
     }
 
