@@ -17,14 +17,15 @@ use std::process::{Command, Stdio};
 /// A fault of 10.0 to know when a guest with several vCPUs crashes: `helper_vmrun` leaves the vector of an interrupt that
 /// it injects in `exception_index`, and if that processor's thread is kicked before the next exit (by the monitor's `stop`
 /// and `cont`, say, or by a kick that came late), the interrupt is delivered a second time, whatever the guest's interrupt
-/// flag. Linux then panics at the first instructions of an interrupt's entry, with user space's GS. The lab's own kernel has
+/// flag. Linux then panics at the first instructions of an interrupt's entry, with user space's GS, and may have no word for it on its console: a 7.2 with
+/// two vCPUs was seen to panic so, once in some thirty runs of everything. The lab's own kernel has
 /// once died of the like, a 6.12 with guests under way: entry after entry until the stack was full. `death.rs` is about that.
 ///
 /// Another, of 10.0.13, of which the cause is not known: a 6.12 guest with two vCPUs ends by a triple fault, in one of eight runs of `6.12/live` on an idle
 /// machine and hardly ever on a busy one, at a plain boot as well as after a restore; no 6.1 or 7.2 ever did. Seen twice in what QEMU logs of interrupts
 /// (`-d int`): `VMRUN` injects the timer's interrupt, as it did with the same page tables milliseconds before, and the walk to the IDT (0xfffffe0000000ec0)
 /// finds an entry that is not present, by page fault, double fault and triple fault alike, while the other vCPU goes on taking interrupts by the same IDT.
-/// `stories` tells a story that lost its guest like that once more, and only one in a run.
+/// `stories` tells a story that lost its guest in one of these ways once more, and only one in a run.
 const SUITE: &str = "trixie";
 /// Memory of the machine in MiB: a guest with 6 GiB fits. The host gives only what is touched.
 const MEMORY_MIB: u64 = 8192;
