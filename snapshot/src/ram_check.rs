@@ -1,17 +1,21 @@
 //! RAM against its digests.
 //!
 //! In: a file, the place of a RAM range in it, the chunk table. Out: agreement, or the first chunk that differs. Holds:
-//! one chunk is in memory at a time, and holes of the file are not read.
+//! a part of a chunk is in memory at a time, and holes of the file are not read.
 
 use crate::packed::Packed;
-use crate::{CHUNK_SIZE, ChunkPlace, MappedRange, RamError, RamRange, chunk, seal};
+use crate::{ChunkPlace, MappedRange, RamError, RamRange, chunk, seal};
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
+use snapshot_format::chunk::Digest;
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
-/// Chunks of a file, one at a time.
+/// Bytes that are in memory at a time: a chunk would be a fifth of all the memory that a monitor has.
+const PIECE: usize = 128 << 10;
+
+/// Chunks of a file, one after another.
 pub(crate) struct Chunks<'a> {
     file: &'a File,
     buf: Vec<u8>,
@@ -22,17 +26,22 @@ pub(crate) struct Chunks<'a> {
 
 impl<'a> Chunks<'a> {
     pub(crate) fn new(file: &'a File) -> Self {
-        Self { file, buf: vec![0; CHUNK_SIZE as usize], hole: 0..0 }
+        Self { file, buf: vec![0; PIECE], hole: 0..0 }
     }
 
-    /// A chunk, or none if nothing is allocated there.
-    pub(crate) fn read(&mut self, offset: u64, len: u64) -> io::Result<Option<&[u8]>> {
-        if self.is_hole(offset, offset + len)? {
-            return Ok(None);
+    /// `take`s a chunk in pieces, or says that nothing is allocated there: `false`.
+    pub(crate) fn read(&mut self, offset: u64, len: u64, take: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+        let (mut at, end) = (offset, offset + len);
+        if self.is_hole(at, end)? {
+            return Ok(false);
         }
-        let buf = &mut self.buf[..len as usize];
-        self.file.read_exact_at(buf, offset)?;
-        Ok(Some(buf))
+        while at < end {
+            let piece = &mut self.buf[..PIECE.min((end - at) as usize)];
+            self.file.read_exact_at(piece, at)?;
+            take(piece);
+            at += piece.len() as u64;
+        }
+        Ok(true)
     }
 
     /// Whether nothing is allocated from `start` to `end`.
@@ -84,18 +93,21 @@ impl<'a> RamCheck<'a> {
     }
 
     fn check_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<(), RamError> {
-        let len = chunk.len;
         let (path, place) = (|| self.path.to_owned(), || place(chunk, self.packed.as_ref()));
-        let bytes = self.chunks.read(offset, len);
-        let bytes = bytes.map_err(|source| RamError::Read { path: path(), chunk: place(), source })?;
-        self.hole_bytes += bytes.map_or(len, |_| 0);
-        let found = bytes.map_or_else(|| chunk::zero_digest(len), chunk::digest);
+        let (mut digest, mut seal) = (Digest::default(), self.sealed.is_some().then(seal::Hasher::default));
+        let has_data = self.chunks.read(offset, chunk.len, &mut |piece| {
+            digest.update(piece);
+            seal.iter_mut().for_each(|seal| seal.update(piece));
+        });
+        let has_data = has_data.map_err(|source| RamError::Read { path: path(), chunk: place(), source })?;
+        self.hole_bytes += if has_data { 0 } else { chunk.len };
+        let found = if has_data { digest.value() } else { chunk::zero_digest(chunk.len) };
         let expected = *self.digests.next().expect("the table has a digest for each chunk");
         if found != expected {
             return Err(RamError::Digest { path: path(), chunk: place(), found, expected });
         }
-        let sealed = self.sealed.as_mut().and_then(Iterator::next);
-        if sealed.is_some_and(|expected| seal::digest(bytes, len) != *expected) {
+        let seal = seal.map(|seal| if has_data { seal.digest() } else { seal::zero_digest(chunk.len) });
+        if seal.as_ref() != self.sealed.as_mut().and_then(Iterator::next) {
             return Err(RamError::Seal { path: path(), chunk: place() });
         }
         Ok(())

@@ -144,20 +144,32 @@ pub(crate) fn digests(file: &File, ram: &[MappedRange]) -> io::Result<Vec<Digest
     let mut digests = Vec::new();
     for mapped in ram {
         for chunk in chunk::chunks(&[mapped.range]) {
-            let bytes = reader.read(mapped.offset + (chunk.gpa - mapped.range.gpa), chunk.len)?;
-            digests.push(digest(bytes, chunk.len));
+            let mut hasher = Hasher::default();
+            let offset = mapped.offset + (chunk.gpa - mapped.range.gpa);
+            let has_data = reader.read(offset, chunk.len, &mut |piece| hasher.update(piece))?;
+            digests.push(if has_data { hasher.digest() } else { zero_digest(chunk.len) });
         }
     }
     Ok(digests)
 }
 
-/// Of a chunk, or of a hole of that length.
-pub(crate) fn digest(chunk: Option<&[u8]>, len: u64) -> Digest {
-    match chunk {
-        Some(bytes) => blake3::hash(bytes).into(),
-        None if len == CHUNK_SIZE => *ZERO,
-        None => zeroes(len),
+/// A digest of bytes that come in pieces.
+#[derive(Default)]
+pub(crate) struct Hasher(blake3::Hasher);
+
+impl Hasher {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
     }
+
+    pub(crate) fn digest(self) -> Digest {
+        self.0.finalize().into()
+    }
+}
+
+/// The digest of so many zeroes, whole pages.
+pub(crate) fn zero_digest(len: u64) -> Digest {
+    if len == CHUNK_SIZE { *ZERO } else { zeroes(len) }
 }
 
 /// A page at a time: a chunk of zeroes would be a large part of all the memory that a monitor has.
@@ -176,7 +188,7 @@ mod tests {
     #[test]
     fn zeroes_have_the_digest_of_zeroes() {
         for len in [4096, CHUNK_SIZE] {
-            assert_eq!(digest(None, len), digest(Some(&vec![0; len as usize]), len));
+            assert_eq!(zero_digest(len), Digest::from(blake3::hash(&vec![0; len as usize])));
         }
     }
 

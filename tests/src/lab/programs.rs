@@ -44,11 +44,12 @@ impl Programs {
 
 /// Builds these (package, program) pairs and returns cargo's messages, one JSON object a line.
 fn cargo_build(programs: &[(&str, &str)]) -> Result<String> {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--release", "--quiet", "--message-format", "json-render-diagnostics"]);
-    build.args(["--manifest-path", manifest]);
+    // Cargo looks for its configuration, by which programs are static, from here on upwards.
+    build.current_dir(workspace);
     for (package, program) in programs {
         build.args(["--package", package, "--bin", program]);
     }
