@@ -5,7 +5,7 @@
 
 use crate::{CHUNK_SIZE, PAGE_SIZE};
 use snapshot_format::chunk::{self, is_zero};
-pub(crate) use snapshot_format::chunk::{DIGEST_LEN, chunks, count, digest, digests};
+pub(crate) use snapshot_format::chunk::{DIGEST_LEN, Digest, chunks, count, digest, digests};
 use std::{ops::Range, sync::LazyLock};
 
 /// The digest of a whole chunk of zeroes. Made of one page: a chunk of them would be a fifth of all the memory that a monitor has.

@@ -9,7 +9,6 @@ use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
-use snapshot_format::chunk::Digest;
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
 /// Bytes that are in memory at a time: a chunk would be a fifth of all the memory that a monitor has.
@@ -94,7 +93,8 @@ impl<'a> RamCheck<'a> {
 
     fn check_chunk(&mut self, chunk: &RamRange, offset: u64) -> Result<(), RamError> {
         let (path, place) = (|| self.path.to_owned(), || place(chunk, self.packed.as_ref()));
-        let (mut digest, mut seal) = (Digest::default(), self.sealed.is_some().then(seal::Hasher::default));
+        let (mut digest, mut seal) =
+            (chunk::Digest::default(), self.sealed.is_some().then(seal::Hasher::default));
         let has_data = self.chunks.read(offset, chunk.len, &mut |piece| {
             digest.update(piece);
             seal.iter_mut().for_each(|seal| seal.update(piece));

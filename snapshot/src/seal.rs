@@ -174,11 +174,9 @@ pub(crate) fn zero_digest(len: u64) -> Digest {
 
 /// A page at a time: a chunk of zeroes would be a large part of all the memory that a monitor has.
 fn zeroes(len: u64) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    for _ in 0..len / PAGE_SIZE {
-        hasher.update(&[0; PAGE_SIZE as usize]);
-    }
-    hasher.finalize().into()
+    let mut hasher = Hasher::default();
+    (0..len / PAGE_SIZE).for_each(|_| hasher.update(&[0; PAGE_SIZE as usize]));
+    hasher.digest()
 }
 
 #[cfg(test)]

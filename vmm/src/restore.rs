@@ -85,7 +85,7 @@ impl Machine {
         Self::on((kvm, vm::empty(kvm)?), state, ram, time, ends)
     }
 
-    /// Builds a machine with this state on this RAM, of an empty VM, in which so much time has passed as the policy says. It is paused.
+    /// Builds a machine with this state on this RAM, in an empty VM. So much time has passed in it as the policy says. It is paused.
     ///
     /// Order: memory slots, interrupt controllers, vCPUs; then the clock, from which the TSCs among the vCPUs' states
     /// follow; then timer chip and controllers' state; the devices last.

@@ -101,7 +101,7 @@ pub fn prepare(
     Ok((state, ram))
 }
 
-/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, and of an empty VM, with some of the
+/// Restores a snapshot, all of which but RAM has been checked, on this RAM, which holds what the snapshot has, in an empty VM, with some of the
 /// host's ends replaced. Before the guest runs it gets a generation id of its own, since other machines may go on from the same snapshot.
 ///
 /// # Errors
