@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// What a disk writes whole or not at all, in bytes.
-const PIECE: usize = 4096;
+pub(super) const PIECE: usize = 4096;
 
 /// A power cut.
 pub struct Cut {
@@ -57,20 +57,18 @@ impl Cut {
         };
         let mut pieces = Vec::new();
         for (number, entry) in entries[..end].iter().enumerate() {
-            let parts = (0..entry.bytes.len()).step_by(PIECE);
-            let parts = parts.map(|start| start..entry.bytes.len().min(start + PIECE));
+            let parts = (0..entry.bytes.len()).step_by(PIECE).map(|start| start..start + PIECE);
             pieces.extend(parts.filter(|_| is_there(number)).map(|part| (number, part)));
         }
         Self { at, luck, pieces }
     }
 
-    /// What `base` has become.
-    pub fn apply(&self, base: &[u8], entries: &[Entry]) -> Vec<u8> {
-        let mut disk = base.to_vec();
+    /// What `base` has become, piece by piece.
+    pub fn apply<'a>(&self, base: &'a [u8], entries: &'a [Entry]) -> Vec<&'a [u8]> {
+        let mut disk: Vec<_> = base.chunks(PIECE).collect();
         for (number, part) in &self.pieces {
             let Entry { offset, bytes, .. } = &entries[*number];
-            let start = *offset as usize + part.start;
-            disk[start..start + part.len()].copy_from_slice(&bytes[part.clone()]);
+            disk[(*offset as usize + part.start) / PIECE] = &bytes[part.clone()];
         }
         disk
     }
@@ -88,7 +86,7 @@ mod tests {
     /// Which of the four pages of a disk have been written.
     fn left(entries: &[Entry], at: usize, luck: Luck) -> [u8; 4] {
         let disk = Cut::new(entries, at, luck).apply(&[0; 4 * PIECE], entries);
-        [0, 1, 2, 3].map(|page| disk[page * PIECE])
+        [0, 1, 2, 3].map(|page| disk[page][0])
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The log of device mapper's log-writes target.
 //!
 //! In: the file that was its log device. Out: what it noted, in the order in which it reached the disk, or its cache. Holds: a log
-//! without an end, or of another version, is an error.
+//! without an end, of another version, or of writes that are not whole [pieces](PIECE), is an error.
 //!
 //! Layout, little-endian (Linux `drivers/md/dm-log-writes.c`): a sector with magic, version, number of entries (`u64` each) and bytes of
 //! a sector (`u32`); for each entry a sector with first sector, sectors, flags, bytes of a mark (`u64` each) and the mark, then what was
 //! written.
 
+use super::cut::PIECE;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,7 +24,7 @@ const MARK: u64 = 8;
 pub struct Entry {
     /// Where bytes were written.
     pub offset: u64,
-    /// What.
+    /// What, in whole pieces.
     pub bytes: Vec<u8>,
     /// Whether all that is noted before it was flushed to the disk first.
     pub flushes: bool,
@@ -57,13 +58,15 @@ fn entry(file: &File, at: u64, sector: u64) -> Result<Entry> {
     let [first, sectors, flags, mark] = numbers(file, at)?;
     ensure!(flags & DISCARD == 0, "something was discarded");
     ensure!(mark < sector - 32, "a mark of {mark} bytes");
-    let mut bytes = vec![0; (sectors * sector) as usize];
+    let (offset, mut bytes) = (first * sector, vec![0; (sectors * sector) as usize]);
+    let is_whole = (offset as usize).is_multiple_of(PIECE) && bytes.len().is_multiple_of(PIECE);
+    ensure!(is_whole, "part of a piece was written: {} bytes at {offset}", bytes.len());
     file.read_exact_at(&mut bytes, at + sector).context("the log is cut short")?;
     let mut word = vec![0; mark as usize];
     file.read_exact_at(&mut word, at + 32)?;
     let word = String::from_utf8(word)?.trim_end_matches('\0').to_owned();
     Ok(Entry {
-        offset: first * sector,
+        offset,
         bytes,
         flushes: flags & FLUSH != 0,
         through: flags & FUA != 0,

@@ -12,4 +12,4 @@ mod volume;
 pub use cut::{Cut, cuts};
 pub use log::{Entry, read};
 pub use mapper::Logged;
-pub use volume::{Mount, attach, detach, make_file_system};
+pub use volume::{Device, make_file_system, mounted};

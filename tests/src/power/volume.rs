@@ -1,8 +1,14 @@
 //! File systems in files, by way of loop devices.
 //!
-//! In: files. Out: block devices, or directories. Holds: what is attached or mounted is let go of when it is dropped.
+//! In: files. Out: block devices, or directories. Holds: a file system that is no longer looked at is not mounted, and what is read
+//! of it later is what its file holds by then.
 
+use super::cut::PIECE;
 use anyhow::{Context, Result, ensure};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -17,43 +23,64 @@ pub fn make_file_system(image: &Path, mib: u32) -> Result<()> {
     run(mke2fs.arg(image).arg(format!("{mib}M"))).map(drop)
 }
 
-/// Makes a block device of a file; it is the first that is free, so nobody else may do the same meanwhile.
-///
-/// # Errors
-/// The host won't.
-pub fn attach(image: &Path) -> Result<PathBuf> {
-    let device = PathBuf::from(run(Command::new("losetup").arg("-f"))?.trim());
-    run(Command::new("losetup").args([&device, image]))?;
-    Ok(device)
+/// A file, and the block device that it is.
+pub struct Device {
+    file: File,
+    node: PathBuf,
 }
 
-/// The block device is none any more.
-///
-/// # Errors
-/// It is in use.
-pub fn detach(device: &Path) -> Result<()> {
-    run(Command::new("losetup").arg("-d").arg(device)).map(drop)
-}
-
-/// A mounted file system.
-pub struct Mount(PathBuf);
-
-impl Mount {
-    /// Mounts an ext4, with these options, whose journal is replayed if need be.
+impl Device {
+    /// Makes a device of a file; it is the first that is free, so nobody else may do the same meanwhile.
     ///
     /// # Errors
-    /// It is damaged.
-    pub fn new(source: &Path, place: &Path, options: &str) -> Result<Self> {
-        run(Command::new("mount").args(["-t", "ext4", "-o", options]).args([source, place]))?;
-        Ok(Self(place.to_owned()))
+    /// The host won't.
+    pub fn of(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().write(true).open(path)?;
+        let node = PathBuf::from(run(Command::new("losetup").arg("-f"))?.trim());
+        run(Command::new("losetup").args([&node, path]))?;
+        Ok(Self { file, node })
+    }
+
+    /// Where it is.
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+
+    /// Writes it from its beginning. Nobody has it open meanwhile, or they may read what was there before.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn write(&self, pieces: &[&[u8]]) -> Result<()> {
+        // In the lab this takes a third of the time of one long write, and a quarter of that of a new file each time.
+        let mut pieces = (0..).step_by(PIECE).zip(pieces);
+        pieces.try_for_each(|(at, piece)| self.file.write_all_at(piece, at)).context("cannot write a device")
     }
 }
 
-impl Drop for Mount {
+impl Drop for Device {
     fn drop(&mut self) {
-        // If it is in use, whoever wants what is under it finds out.
-        let _ = run(Command::new("umount").arg(&self.0));
+        // If it is in use, it goes when it no longer is.
+        let _ = run(Command::new("losetup").arg("-d").arg(&self.node));
     }
+}
+
+/// Mounts an ext4, with these options, whose journal is replayed if need be; what is seen of it until it is unmounted.
+///
+/// # Errors
+/// It is damaged, or still in use at the end; an error of `look`.
+pub fn mounted<T>(
+    device: &Path,
+    place: &Path,
+    options: &CStr,
+    look: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    mount(device, place, "ext4", MountFlags::NOATIME, options)
+        .with_context(|| format!("cannot mount {}", device.display()))?;
+    let seen = look();
+    let unmounted = unmount(place, UnmountFlags::empty());
+    let seen = seen?;
+    unmounted.with_context(|| format!("cannot unmount {}", device.display()))?;
+    Ok(seen)
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -2,19 +2,21 @@
 
 use crate::crash::{generation, whole};
 use crate::guests::Guest;
-use crate::power::{self, Cut, Entry, Logged, Mount};
+use crate::power::{self, Cut, Device, Entry, Logged};
 use crate::vm::TestVm;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use snapshot::GenerationId;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::{self, ScopedJoinHandle};
 
 /// Of the file system.
 const MIB: u32 = 24;
 /// Without what ext4 does for those who rename over a file and sync nothing.
-const OPTIONS: &str = "noatime,nodiscard,noauto_da_alloc";
+const OPTIONS: &CStr = c"nodiscard,noauto_da_alloc";
 /// Snapshots alone, with the disks, and while the machine runs: names of files, and how they are taken.
 const WAYS: [(&str, &[&str]); 3] =
     [("alone", &[]), ("disks", &["--with-disks", "--digest-disks"]), ("live", &["--live"])];
@@ -36,21 +38,20 @@ pub fn power_cuts(most: usize, parts: u64, dir: &Path) -> Result<()> {
     let is_near = |cut: &Cut| taken.entries.get(cut.at).is_some_and(|entry| entry.mark.is_some());
     let step = all.len().div_ceil(most).max(1);
     let chosen = all.iter().enumerate().filter(|(number, cut)| number % step == 0 || is_near(cut));
-    let mut found = [0; 2];
-    for (_, cut) in chosen {
-        let newer = taken.check(cut).with_context(|| format!("cut at {}, {:?}", cut.at, cut.luck))?;
-        found[usize::from(newer)] += 1;
-    }
+    let chosen: Vec<_> = chosen.map(|(_, cut)| cut).collect();
+    let sites = Site::for_each_processor(dir)?;
+    let newer = taken.check_all(&chosen, &sites)?;
+    let told = chosen.len() - newer;
     let flushes = taken.entries.iter().filter(|entry| entry.flushes).count();
-    let [told, newer] = found;
     println!(
         "power cuts: {} of {} on a device with {} writes and {flushes} flushes: {told} with the snapshots last told, {newer} with a newer one",
-        told + newer,
+        chosen.len(),
         all.len(),
         taken.entries.len() - flushes,
     );
     ensure!(told > 0 && newer > 0, "the cuts are all on one side");
-    let torn = power::cuts(&taken.entries, careless..end, 0).iter().any(|cut| taken.check(cut).is_err());
+    let torn =
+        power::cuts(&taken.entries, careless..end, 0).iter().any(|cut| taken.check(cut, &sites[0]).is_err());
     ensure!(torn, "a writer who syncs nothing does no harm: these cuts show nothing");
     Ok(())
 }
@@ -61,7 +62,6 @@ struct Taken {
     entries: Vec<Entry>,
     /// For each way, in their order.
     generations: [Vec<GenerationId>; 3],
-    dir: PathBuf,
 }
 
 impl Taken {
@@ -70,22 +70,21 @@ impl Taken {
         power::make_file_system(&data, MIB)?;
         File::create(&log)?.set_len(1 << 30)?;
         fs::create_dir(&files)?;
-        fs::create_dir(dir.join("left"))?;
         let base = fs::read(&data)?;
         // The module makes the device mapper's node.
         ensure!(Command::new("modprobe").arg("dm-log-writes").status()?.success(), "no log-writes target");
-        let devices = [power::attach(&data)?, power::attach(&log)?];
-        let logged = Logged::new("logged", &devices[0], &devices[1])?;
-        let mount = Mount::new(logged.device(), &files, OPTIONS)?;
-        logged.mark("begin")?;
-        let generations = take(&files, dir, &logged)?;
-        logged.mark("careless")?;
-        replace_carelessly(&files)?;
-        logged.mark("end")?;
-        drop(mount);
+        let devices = [Device::of(&data)?, Device::of(&log)?];
+        let logged = Logged::new("logged", devices[0].node(), devices[1].node())?;
+        let generations = power::mounted(logged.device(), &files, OPTIONS, || {
+            logged.mark("begin")?;
+            let generations = take(&files, dir, &logged)?;
+            logged.mark("careless")?;
+            replace_carelessly(&files)?;
+            logged.mark("end")?;
+            Ok(generations)
+        })?;
         drop(logged);
-        devices.iter().try_for_each(|device| power::detach(device))?;
-        Ok(Self { base, entries: power::read(&log)?, generations, dir: dir.to_owned() })
+        Ok(Self { base, entries: power::read(&log)?, generations })
     }
 
     /// How many entries come before that mark.
@@ -100,14 +99,31 @@ impl Taken {
         marks.filter(|mark| *mark == name).count()
     }
 
+    /// After how many of the cuts one of the snapshots is newer than was told; each site has its share of them.
+    fn check_all(&self, cuts: &[&Cut], sites: &[Site]) -> Result<usize> {
+        thread::scope(|scope| {
+            let begin = |(first, site)| {
+                let share = cuts.iter().skip(first).step_by(sites.len());
+                scope.spawn(move || share.map(|cut| self.check(cut, site).map(usize::from)).sum())
+            };
+            let workers: Vec<_> = sites.iter().enumerate().map(begin).collect();
+            workers.into_iter().map(joined).sum()
+        })
+    }
+
     /// Whether one of the snapshots is newer than was told.
-    fn check(&self, cut: &Cut) -> Result<bool> {
-        let [image, left] = ["image", "left"].map(|name| self.dir.join(name));
-        fs::write(&image, cut.apply(&self.base, &self.entries))?;
-        let _mount = Mount::new(&image, &left, &format!("loop,{OPTIONS}"))?;
+    fn check(&self, cut: &Cut, site: &Site) -> Result<bool> {
+        site.device.write(&cut.apply(&self.base, &self.entries))?;
+        let look = || self.is_newer(cut.at, &site.left);
+        let seen = power::mounted(site.device.node(), &site.left, OPTIONS, look);
+        seen.with_context(|| format!("cut at {}, {:?}", cut.at, cut.luck))
+    }
+
+    /// The same of the file system at `left`.
+    fn is_newer(&self, at: usize, left: &Path) -> Result<bool> {
         let mut newer = false;
         for ((name, _), generations) in WAYS.iter().zip(&self.generations) {
-            let (told, path) = (self.told(name, cut.at), left.join(name));
+            let (told, path) = (self.told(name, at), left.join(name));
             if told == 0 && !path.exists() {
                 continue;
             }
@@ -118,6 +134,29 @@ impl Taken {
             newer |= found > told;
         }
         Ok(newer)
+    }
+}
+
+fn joined(worker: ScopedJoinHandle<'_, Result<usize>>) -> Result<usize> {
+    worker.join().map_err(|_| anyhow!("a check has panicked"))?
+}
+
+/// A device that is left by one power cut after another, and where its files are then.
+struct Site {
+    device: Device,
+    left: PathBuf,
+}
+
+impl Site {
+    fn for_each_processor(dir: &Path) -> Result<Vec<Self>> {
+        (0..thread::available_parallelism()?.get()).map(|number| Self::new(dir, number)).collect()
+    }
+
+    fn new(dir: &Path, number: usize) -> Result<Self> {
+        let [image, left] = ["image", "left"].map(|name| dir.join(format!("{name}-{number}")));
+        File::create(&image)?.set_len(u64::from(MIB) << 20)?;
+        fs::create_dir(&left)?;
+        Ok(Self { device: Device::of(&image)?, left })
     }
 }
 
