@@ -6,7 +6,7 @@
 use crate::{CHUNK_SIZE, DIGEST, NOTES_MAX, PAGE_SIZE, RAM_RANGES_MAX, RamRange, TEXT_MAX, VCPUS_MAX};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use snapshot_format::GPA_END;
-use std::{collections::HashSet, fmt};
+use std::fmt;
 
 /// 16 random bytes that tell one snapshot from every other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -207,12 +207,11 @@ impl Manifest {
     }
 
     fn check_sections(&self) -> Result<(), ManifestError> {
-        let mut names = HashSet::new();
-        for SectionEntry { name, .. } in &self.sections {
-            check_text("section name", name)?;
-            if !names.insert(name) {
-                return Err(ManifestError::DuplicateSection { name: name.clone() });
-            }
+        let mut names: Vec<_> = self.sections.iter().map(|entry| entry.name.as_str()).collect();
+        names.iter().try_for_each(|name| check_text("section name", name))?;
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ManifestError::DuplicateSection { name: twice[0].to_owned() });
         }
         let bytes = self.sections.iter().map(|entry| u64::from(entry.len)).sum::<u64>();
         check_value("machine state in bytes", bytes, 0..=NOTES_MAX)

@@ -272,12 +272,19 @@ struct Parts {
     seal: Option<Seal>,
 }
 
+/// Bytes that are read first: the headers, and all that is before RAM in a snapshot of a small machine.
+const FIRST_READ: u64 = 16 << 10;
+const _: () = assert!(FIRST_READ >= HEADERS_MAX);
+
 fn read_parts(file: &File) -> Result<(u64, Parts), Fault> {
     let metadata = file.metadata().map_err(|source| Fault::Read { what: "the file's length", source })?;
     let len = metadata.len();
-    let head = read(file, "the headers", len.min(HEADERS_MAX))?;
+    let mut head = read(file, "the headers", len.min(FIRST_READ))?;
     let layout = image::layout(&head, len)?;
-    let head = read(file, "the notes", layout.ram_start())?;
+    if layout.ram_start() > head.len() as u64 {
+        head = read(file, "the notes", layout.ram_start())?;
+    }
+    head.truncate(layout.ram_start() as usize);
     let notes = Notes::find(&head, &layout)?;
     let manifest: Manifest = section::decode(note::MANIFEST.1, notes.manifest).map_err(Fault::Decode)?;
     manifest.check().map_err(Fault::Manifest)?;

@@ -1,6 +1,6 @@
 //! CRC-32 (IEEE 802.3).
 //!
-//! In: bytes, in pieces. Out: their CRC. Holds: with the feature `fast` it takes 16 bytes at a time, by tables of 16 KiB; else one at a
+//! In: bytes, in pieces. Out: their CRC. Holds: with the feature `fast` it takes 8 bytes at a time, by tables of 8 KiB; else one at a
 //! time, since the tables are longer than the rest of the restore stub's data. A test compares them with `crc32fast`.
 //!
 //! Vector code would be faster still, but whoever chooses it asks the processor what it can do, by `cpuid`; where the host is a guest
@@ -68,7 +68,7 @@ mod short {
 #[cfg(any(test, feature = "fast"))]
 mod long {
     /// Bytes that are taken at once.
-    const BLOCK: usize = 16;
+    const BLOCK: usize = 8;
     /// `TABLES[n]` tells what becomes of a byte when `n` more have followed it.
     static TABLES: [[u32; 256]; BLOCK] = tables();
 
@@ -109,7 +109,7 @@ mod long {
         }
     }
 
-    /// The state after 16 more bytes, of which it covers the first four.
+    /// The state after 8 more bytes, of which it covers the first four.
     fn block(state: u32, bytes: &[u8; BLOCK]) -> u32 {
         let mut bytes = *bytes;
         bytes.iter_mut().zip(state.to_le_bytes()).for_each(|(byte, covered)| *byte ^= covered);
