@@ -2,5 +2,5 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=restore.ld");
-    println!("cargo::rustc-link-arg-bin=vmm=-Wl,-T,{}/restore.ld", env!("CARGO_MANIFEST_DIR"));
+    println!("cargo::rustc-link-arg-bin=vmm=-T{}/restore.ld", env!("CARGO_MANIFEST_DIR"));
 }

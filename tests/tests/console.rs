@@ -10,7 +10,7 @@ use vmm_tests::vm::{program, vmm};
 
 const PIPE: usize = 4096;
 
-/// The vCPU that waited for room had the serial port locked, and so the main thread, which asked the port for its room
+/// The vCPU that waited for room had the serial port locked, and so the monitor's, which asked the port for its room
 /// after each event, answered one command and then nothing more, SIGTERM included.
 #[test]
 fn an_unread_console_holds_up_neither_commands_nor_the_end() -> Result<()> {

@@ -1,9 +1,11 @@
 //! This host's KVM, with our own guests: fidelity in milliseconds. They run on any `/dev/kvm`, so these tests fail where
 //! there is none.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
+use vmm_tests::vm::program;
 
 fn guest(name: &str, dir: &tempfile::TempDir) -> Guest {
     Guest::bare(name, dir.path()).unwrap()
@@ -89,6 +91,13 @@ fn a_restore_tells_its_times() -> Result<()> {
     stories::tells_its_times(&guest("counter", &dir).cmdline("rate=100"), dir.path())
 }
 
+/// The thread that its vCPU has is to make the monitor's.
+#[test]
+fn a_guest_that_never_exits_can_be_asked_saved_and_ended() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::is_within_reach(&guest("counter", &dir).cmdline("rate=0 every=1000000000000000"), dir.path())
+}
+
 /// The other vCPU was never started.
 #[test]
 fn a_triple_fault_is_told_with_where_each_vcpu_stood() -> Result<()> {
@@ -96,7 +105,7 @@ fn a_triple_fault_is_told_with_where_each_vcpu_stood() -> Result<()> {
     let said = stories::last_words(&guest("power", &dir).cmdline("do=fault").cpus(2))?;
     let places =
         [said.find("triple fault"), said.find("\nvCPU 0: "), said.find("\nvCPU 1: as after a reset")];
-    anyhow::ensure!(places.iter().all(Option::is_some) && places.is_sorted(), "vmm said: {said}");
+    ensure!(places.iter().all(Option::is_some) && places.is_sorted(), "vmm said: {said}");
     Ok(())
 }
 
@@ -239,4 +248,14 @@ fn so_is_a_chain_of_16_of_a_guest_that_runs_on() -> Result<()> {
 fn a_parent_that_will_not_do_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;
     stories::refused_parents(&guest("counter", &dir), dir.path())
+}
+
+/// By the names that the compiler gives to functions (`vmm/restore.ld`), which another compiler may give otherwise.
+#[test]
+fn what_a_restore_runs_lies_together() -> Result<()> {
+    let bytes = std::fs::read(program())?;
+    let file = object::File::parse(bytes.as_slice())?;
+    let together = file.section_by_name(".text.restore").context("no such section")?.size();
+    ensure!(together > 250 << 10, "only {together} bytes");
+    Ok(())
 }

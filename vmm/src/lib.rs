@@ -30,6 +30,7 @@ pub mod vcpu;
 pub mod fault;
 pub mod run_loop;
 pub mod timing;
+mod kick_timer;
 mod soon;
 pub mod vcpu_thread;
 mod checkpointer;

@@ -80,10 +80,20 @@ impl Machine {
         PausedMachine { machine: self, resume }
     }
 
-    /// Lets the vCPUs run, unless the guest has stopped for good.
+    /// Lets the vCPUs run, unless the guest has stopped for good, and has done what is to be done then.
+    pub fn resume(&mut self) {
+        self.run();
+        if !self.when_run.is_empty() {
+            // Threads that are made now change the address space, and the guest's first page faults would sleep until they have.
+            soon::see(|| self.vcpus.first_run.is_answered());
+        }
+        self.has_run();
+    }
+
+    /// Lets the vCPUs run. It is for the caller to say when they have, by [`Machine::has_run`].
     ///
     /// A restored guest becomes another only here: saved again before it has run, it is still the one that was kept.
-    pub fn resume(&mut self) {
+    pub fn run(&mut self) {
         self.paused = false;
         if let Some(id) = self.generation.take()
             && let Err(error) = self.board.renew_generation(&id)
@@ -94,10 +104,10 @@ impl Machine {
             self.board.run();
         }
         self.vcpus.run();
-        if !self.when_run.is_empty() {
-            // Threads that are made now change the address space, and the guest's first page faults would sleep until they have.
-            soon::see(|| self.vcpus.first_run.is_answered());
-        }
+    }
+
+    /// Has done what is to be done once when the guest runs.
+    pub fn has_run(&mut self) {
         self.when_run.drain(..).for_each(|then| then());
     }
 

@@ -1,42 +1,33 @@
 //! The command: parse, do, report.
 
+mod operating;
 mod restoring;
 mod switching;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use devices::virtio::{BlkState, MmioState, VsockState};
-use kvm_ioctls::Kvm;
+use operating::operate;
 use snapshot::SealKey;
 use snapshot::publish::Temporary;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::mpsc::channel;
 use vmm::api::{BalloonRequest, Command as Verb, ForgetRequest, StopRequest};
-use vmm::api_server::ApiServer;
 use vmm::boot::BootSource;
 use vmm::cli::{
-    AgentVerb, Care, CheckpointArgs, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs,
-    Remote, RestoreProcessArgs, Run, SnapshotArgs, UnpackArgs, VerifyArgs,
+    AgentVerb, CheckpointArgs, Cli, Command, ConsoleChoice, DumpArgs, ExecArgs, File, FlattenArgs, Remote,
+    RestoreProcessArgs, Run, SnapshotArgs, UnpackArgs, VerifyArgs,
 };
 use vmm::config::Shape;
-use vmm::console_out::ConsoleOut;
 use vmm::disk::{Disk, DiskCare, DiskFile, DiskWish};
-use vmm::machine::Machine;
-use vmm::monitor::{Calls, Inputs, Monitor};
-use vmm::outcome::Outcome;
 use vmm::restore::HostEnds;
-use vmm::signals::{self, EndSignals};
-use vmm::switch::{Ends, Kernels};
-use vmm::terminal::Terminal;
+use vmm::signals;
 use vmm::virtio::{DeviceState, SlotState};
 use vmm::{
     archive, ask_agent, client, complaint, doctor, exec, flatten, inspect, load, network, processes,
     saving_bar, start, vm,
 };
-use vmm_sys_util::eventfd::EventFd;
 
 fn main() -> ExitCode {
     share_one_heap();
@@ -138,69 +129,6 @@ fn devices(args: &Run, disks: &[Disk]) -> Result<Vec<SlotState>> {
     });
     let nets = network::fresh(&args.nets)?;
     Ok(disks.chain(nets).chain([rng, balloon, console, vsock].into_iter().flatten()).collect())
-}
-
-/// The whole life of a machine in this process: make it, let it run, wait for its end.
-fn operate(
-    kvm: Kvm,
-    care: &Care,
-    source: &Path,
-    paused: bool,
-    make: impl FnOnce(&Kvm, HostEnds) -> Result<Machine>,
-) -> Result<ExitCode> {
-    let signals = EndSignals::hold().context("cannot hold back signals")?;
-    if let Some(wish) = &care.on_panic {
-        wish.check()?;
-    }
-    let (server, calls) = serve(care)?;
-    let drained = Arc::new(event()?);
-    let again = drained.clone();
-    let ends: Ends = Box::new(move || host_ends(again.clone()));
-    let mut machine = make(&kvm, ends())?;
-    let terminal = Terminal::open().context("cannot set up the terminal")?;
-    if !paused {
-        machine.resume();
-    }
-    let kernels = Kernels::new(kvm, machine, source.to_owned(), ends);
-    let inputs = Inputs { terminal, signals, calls, drained, on_panic: care.on_panic.clone() };
-    let outcome = Monitor::new(kernels, inputs).run();
-    drop(server);
-    Ok(report(&outcome.context("cannot wait for the VM")?))
-}
-
-/// The socket is there before the machine is: a path that can't be used is refused before anything else is done.
-fn serve(care: &Care) -> Result<(Option<ApiServer>, Option<Calls>)> {
-    let Some(path) = &care.socket else { return Ok((None, None)) };
-    let (sender, receiver) = channel();
-    let event = event()?;
-    let wake = event.try_clone().context("cannot share an event")?;
-    let server = ApiServer::start(path, sender, wake)?;
-    let progress = server.progress();
-    Ok((Some(server), Some(Calls { receiver, event, progress })))
-}
-
-fn event() -> Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("cannot make an event")
-}
-
-fn host_ends(drained: Arc<EventFd>) -> HostEnds {
-    let wake = move || {
-        let _ = drained.write(1);
-    };
-    HostEnds {
-        console: Box::new(ConsoleOut::stdout()),
-        drained: Box::new(wake),
-        disks: Vec::new(),
-        alone: false,
-    }
-}
-
-/// A power-off needs no words; everything else is said.
-fn report(outcome: &Outcome) -> ExitCode {
-    if *outcome != Outcome::PoweredOff {
-        complaint::say(&format!("vmm: {outcome}"));
-    }
-    ExitCode::from(outcome.status())
 }
 
 fn ask(vm: &Remote, verb: &Verb) -> Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! The main thread: waits for the user, the API and the vCPUs, and answers each.
+//! The monitor's thread: waits for the user, the API and the vCPUs, and answers each.
 //!
 //! In: typed bytes, API calls, signals, the vCPUs' reports. Out: the VM's [`Outcome`]. Holds: the machine is this thread's
 //! alone, so no command meets another; while a snapshot is written the others wait.
@@ -49,7 +49,7 @@ pub struct Calls {
     pub progress: Progress,
 }
 
-/// What the main thread listens to besides the machine.
+/// What the monitor listens to besides the machine.
 pub struct Inputs {
     /// The guest's console.
     pub terminal: Terminal,
@@ -63,7 +63,7 @@ pub struct Inputs {
     pub on_panic: Option<OnPanic>,
 }
 
-/// The main thread's loop.
+/// The monitor's loop.
 pub struct Monitor {
     kernels: Kernels,
     inputs: Inputs,
@@ -89,6 +89,10 @@ impl Monitor {
     /// # Errors
     /// The host won't let it wait or read.
     pub fn run(mut self) -> io::Result<Outcome> {
+        let machine = self.kernels.machine();
+        if !machine.is_paused() {
+            machine.has_run();
+        }
         loop {
             self.feed_console();
             self.wait()?;

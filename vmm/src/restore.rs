@@ -22,7 +22,6 @@ use crate::vm_state;
 use crate::vmcoreinfo::Place;
 use kvm_ioctls::{Kvm, VmFd};
 use std::io::{self, Write};
-use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
@@ -66,6 +65,8 @@ pub struct HostEnds {
     pub drained: Box<dyn Fn() + Send>,
     /// What is behind the disks, by id.
     pub disks: Vec<Disk>,
+    /// The thread that the first vCPU is to have, if it is not to be one of its own.
+    pub seat: Option<Seat>,
     /// Whether the machine is cut off: its networks have no wire, and what its virtio console puts out is dropped.
     pub alone: bool,
 }
@@ -102,8 +103,6 @@ impl Machine {
         // Whoever had the RAM before watched it in another VM.
         ram.end_epochs();
         let vm = vm::furnish(vm, Some(&ram))?;
-        // The host takes as long to get its thread going as KVM does to take a vCPU's state.
-        let first = Seat::new(0).map_err(RestoreError::Thread)?;
         let host = Arc::new(vm::host_vcpu(&vm, msr::list(kvm)?));
         let vcpus = restore_vcpus(&vm, state, &host, time)?;
         vm_state::restore(&vm, &state.vm)?;
@@ -116,7 +115,7 @@ impl Machine {
             alone: ends.alone,
         };
         let board = Board::from_state(&state.board, board_host)?;
-        let vcpus = start_threads(first, vcpus, &board.buses()).map_err(RestoreError::Thread)?;
+        let vcpus = start_threads(ends.seat, vcpus, &board.buses()).map_err(RestoreError::Thread)?;
         Ok(Self {
             vcpus,
             board,
@@ -177,14 +176,15 @@ fn restore_vcpus(
     Ok(vcpus)
 }
 
-fn start_threads(first: Seat, vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
+fn start_threads(first: Option<Seat>, vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
     vcpu::install_kick_handler()?;
     let (sender, reports) = channel();
     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
     let first_run = Arc::new(FirstRun::default());
     let report_to = Reports { sender, event: event.clone(), first_run: first_run.clone() };
-    let seats = iter::once(Ok(first)).chain((1..vcpus.len() as u32).map(Seat::new));
-    let seats = seats.collect::<io::Result<Vec<_>>>()?;
+    let given = first.into_iter().map(Ok);
+    let own = (given.len() as u32..vcpus.len() as u32).map(Seat::new);
+    let seats = given.chain(own).collect::<io::Result<Vec<_>>>()?;
     let start = |(seat, vcpu)| VcpuThread::new(seat, vcpu, buses.clone(), report_to.clone());
     let threads = seats.into_iter().zip(vcpus).map(start).collect();
     let alarm = Arc::default();

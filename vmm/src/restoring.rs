@@ -3,7 +3,8 @@
 //! In: its arguments. Out: a machine that goes on in this process, or many of them in processes of their own. Holds: nothing runs before
 //! all that is to be refused has been.
 
-use crate::{misused, operate};
+use crate::misused;
+use crate::operating::operate;
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 use snapshot::{Chain, SealKey, Snapshot};

@@ -13,7 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io;
+use std::mem::zeroed;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -27,11 +29,17 @@ const PATIENCE: u64 = 10_000_000_000;
 /// When a machine's vCPUs first ran, in nanoseconds of the host's monotonic clock.
 #[derive(Debug, Default)]
 pub struct FirstRun {
+    faults_before: OnceLock<u64>,
     entered: OnceLock<u64>,
     answered: OnceLock<u64>,
 }
 
 impl FirstRun {
+    /// The calling thread, which had other things to do, is a vCPU's from now on: what it has faulted for until now is not for the guest.
+    pub fn sit(&self) {
+        self.faults_before.get_or_init(own_faults);
+    }
+
     /// A vCPU is about to enter `KVM_RUN`.
     pub fn enter(&self) {
         self.entered.get_or_init(now);
@@ -119,7 +127,9 @@ pub fn settle(first: &FirstRun) -> Option<Settled> {
             break time - at >= QUIET;
         }
     };
-    Some(Settled { entered_ns, answered_ns, last_fault_ns: at, faults: count.of_threads, quiet })
+    let before = first.faults_before.get().copied().unwrap_or(0);
+    let faults = count.of_threads.saturating_sub(before);
+    Some(Settled { entered_ns, answered_ns, last_fault_ns: at, faults, quiet })
 }
 
 /// The same, with where it began.
@@ -159,6 +169,15 @@ fn nanoseconds(clock: ClockId) -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Page faults of the calling thread so far, minor and major (getrusage(2)).
+fn own_faults() -> u64 {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { zeroed() };
+    // SAFETY: the call fills what it is given, which lives until it is over.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+    (usage.ru_minflt + usage.ru_majflt) as u64
+}
+
 /// Faults of threads, and how much memory their process has: KVM may have a page fetched by the kernel in the background, which is
 /// nobody's fault then, but makes the process larger.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -173,11 +192,14 @@ struct Faults {
 }
 
 impl Faults {
-    /// Those of this process's threads whose names begin so.
+    /// Those of this process's threads whose names begin so, and of the first one.
     fn of(name: &str) -> io::Result<Self> {
+        let first = getpid().to_string();
         let tasks = fs::read_dir("/proc/self/task")?.flatten().map(|task| task.path());
         let named = |found: String| found.starts_with(name);
-        let threads = tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(named));
+        let is_one =
+            |task: &PathBuf| task.ends_with(&first) || fs::read_to_string(task.join("comm")).is_ok_and(named);
+        let threads = tasks.filter(is_one);
         let threads = threads.map(|task| File::open(task.join("stat"))).collect::<io::Result<_>>()?;
         Ok(Self { threads, memory: File::open(format!("/proc/{}/statm", getpid().as_raw_nonzero()))? })
     }
@@ -260,7 +282,8 @@ mod tests {
         let thread = std::thread::Builder::new().name("faulty7".to_owned()).spawn(touch).unwrap();
         started.recv().unwrap();
         let faults = Faults::of("faulty").unwrap();
-        assert_eq!(faults.threads.len(), 1);
+        // It, and the first one.
+        assert_eq!(faults.threads.len(), 2);
         let count = faults.count().unwrap();
         assert!(count.of_threads > 0 && count.resident > 0);
         drop(done);

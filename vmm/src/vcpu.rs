@@ -12,6 +12,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use libc::{c_int, c_void, siginfo_t};
 use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 use vmm_sys_util::signal::register_signal_handler;
@@ -28,6 +29,16 @@ pub struct Vcpu {
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; the kick's signal handler sets it.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The thread that it was made on is a vCPU's until it is dropped, there.
+#[derive(Debug)]
+pub struct Bound(PhantomData<*mut u8>);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
 }
 
 impl Vcpu {
@@ -76,15 +87,12 @@ impl Vcpu {
         let _ = self.fd.kvmclock_ctrl();
     }
 
-    /// Binds the vCPU to the calling thread: from now on a kick of this thread stops it.
-    pub fn bind_to_thread(&mut self) {
+    /// Binds the vCPU to the calling thread: from now on a kick of this thread stops it. The binding must end before the vCPU is
+    /// dropped.
+    pub fn bind_to_thread(&mut self) -> Bound {
         let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
         IMMEDIATE_EXIT.set(immediate_exit);
-    }
-
-    /// Ends the binding; must be called before the vCPU is dropped.
-    pub fn unbind_from_thread(&mut self) {
-        IMMEDIATE_EXIT.set(ptr::null_mut());
+        Bound(PhantomData)
     }
 
     /// Forgets a kick that was seen.

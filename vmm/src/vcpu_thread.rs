@@ -1,19 +1,20 @@
 //! A vCPU's thread: paused or running.
 //!
 //! In: run, a kick. Out: one report each time it stops. Holds: while it is paused, its vCPU is free for others to save;
-//! it keeps the same thread for life, because KVM waits for an RCU grace period when a vCPU changes threads.
+//! it keeps the same thread for life, its own or the process's first, because KVM waits for an RCU grace period when a vCPU changes threads.
 
-use crate::run_loop::{Buses, Step, Stop, step};
+mod seat;
+
+use crate::run_loop::{self, Buses, Step, Stop};
 use crate::soon;
 use crate::timing::FirstRun;
-use crate::vcpu::{Vcpu, kick_signal};
+use crate::vcpu::Vcpu;
+pub use seat::{Place, Seat};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::Killable;
 
 /// What a thread says when it stops: nothing for a pause that was asked for, or why the guest can't go on.
 pub type Report = Option<Stop>;
@@ -23,7 +24,7 @@ pub struct VcpuThread {
     vcpu: Arc<Mutex<Vcpu>>,
     pause: Arc<AtomicBool>,
     run: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    thread: seat::Thread,
 }
 
 /// Where the threads' reports go: a channel, and an event for those that nobody asked for.
@@ -37,29 +38,6 @@ pub struct Reports {
     pub first_run: Arc<FirstRun>,
 }
 
-/// A thread that waits for its vCPU. It ends if there is none to come.
-pub struct Seat {
-    body: Sender<Body>,
-    thread: JoinHandle<()>,
-}
-
-impl Seat {
-    /// Starts the thread of the vCPU with this number.
-    ///
-    /// # Errors
-    /// When the host has no thread to give.
-    pub fn new(index: u32) -> io::Result<Self> {
-        let (body, bodies) = channel::<Body>();
-        let live = move || {
-            if let Ok(mut body) = soon::recv(&bodies) {
-                body.live();
-            }
-        };
-        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(live)?;
-        Ok(Self { body, thread })
-    }
-}
-
 impl VcpuThread {
     /// Gives the thread its vCPU. It is paused.
     pub fn new(seat: Seat, vcpu: Vcpu, buses: Buses, reports: Reports) -> Self {
@@ -67,9 +45,7 @@ impl VcpuThread {
         let pause = Arc::new(AtomicBool::new(false));
         let (run, commands) = channel();
         let body = Body { vcpu: vcpu.clone(), pause: pause.clone(), commands, buses, reports };
-        // It fails only for a thread that panicked before it had a vCPU.
-        let _ = seat.body.send(body);
-        Self { vcpu, pause, run: Some(run), thread: Some(seat.thread) }
+        Self { vcpu, pause, run: Some(run), thread: seat.take(body) }
     }
 
     /// Lets the vCPU run.
@@ -84,10 +60,7 @@ impl VcpuThread {
     /// Asks the vCPU to stop; its report follows.
     pub fn kick(&self) {
         self.pause.store(true, Ordering::SeqCst);
-        if let Some(thread) = &self.thread {
-            // It fails only for a thread that has ended.
-            let _ = thread.kill(kick_signal());
-        }
+        self.thread.kick();
     }
 
     /// The vCPU, once its thread has paused.
@@ -96,14 +69,12 @@ impl VcpuThread {
     }
 }
 
-/// The thread ends with its handle.
+/// The thread is the vCPU's no longer when its handle is gone.
 impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.run = None;
         self.kick();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.thread.wait();
     }
 }
 
@@ -122,9 +93,10 @@ struct Body {
 }
 
 impl Body {
-    fn live(&mut self) {
-        lock(&self.vcpu).bind_to_thread();
-        let mut state = State::Paused;
+    /// Is the vCPU until it is let go of; `first` is what the calling thread does with it before anything else.
+    fn live(self, first: impl FnOnce(&Self) -> State) {
+        let _bound = lock(&self.vcpu).bind_to_thread();
+        let mut state = first(&self);
         loop {
             state = match state {
                 State::Paused => self.paused(),
@@ -132,7 +104,24 @@ impl Body {
                 State::Ended => break,
             };
         }
-        lock(&self.vcpu).unbind_from_thread();
+    }
+
+    /// Lets its guest run until its first exit or a kick, if it has been told to. Whoever kicks is made last: a kick that came before the
+    /// flag is read would be forgotten, and leave no other trace. Without one the guest has to wait.
+    fn first_step<T>(&self, kicker: impl FnOnce() -> io::Result<T>) -> State {
+        if self.commands.try_recv().is_err() {
+            return State::Paused;
+        }
+        let mut vcpu = lock(&self.vcpu);
+        if self.told_to_pause(&mut vcpu) {
+            return State::Running;
+        }
+        self.reports.first_run.sit();
+        let Ok(_kicker) = kicker() else { return State::Running };
+        match self.step(&mut vcpu) {
+            Step::Continue | Step::Interrupted => State::Running,
+            Step::Stop(stop) => self.stopped(vcpu, Some(stop)),
+        }
     }
 
     fn paused(&self) -> State {
@@ -142,6 +131,10 @@ impl Body {
     fn running(&self) -> State {
         let mut vcpu = lock(&self.vcpu);
         let report = self.run_guest(&mut vcpu);
+        self.stopped(vcpu, report)
+    }
+
+    fn stopped(&self, mut vcpu: MutexGuard<'_, Vcpu>, report: Report) -> State {
         let report = report.or(self.settle(&mut vcpu));
         drop(vcpu);
         self.report(report);
@@ -160,11 +153,8 @@ impl Body {
     }
 
     fn run_until_interrupted(&self, vcpu: &mut Vcpu) -> Report {
-        self.reports.first_run.enter();
         loop {
-            let stepped = step(vcpu, &self.buses);
-            self.reports.first_run.answer();
-            match stepped {
+            match self.step(vcpu) {
                 Step::Continue => {}
                 Step::Interrupted => return None,
                 Step::Stop(stop) => return Some(stop),
@@ -172,12 +162,21 @@ impl Body {
         }
     }
 
+    fn step(&self, vcpu: &mut Vcpu) -> Step {
+        self.reports.first_run.enter();
+        let stepped = run_loop::step(vcpu, &self.buses);
+        if !matches!(stepped, Step::Interrupted) {
+            self.reports.first_run.answer();
+        }
+        stepped
+    }
+
     /// Finishes the instruction whose exit was answered last: until then the answer to a read is not in the guest's
     /// registers. That may take further exits, as for a string instruction.
     fn settle(&self, vcpu: &mut Vcpu) -> Report {
         let report = loop {
             vcpu.kick_self();
-            match step(vcpu, &self.buses) {
+            match run_loop::step(vcpu, &self.buses) {
                 Step::Continue => {}
                 Step::Interrupted => break None,
                 Step::Stop(stop) => break Some(stop),

@@ -3,6 +3,7 @@
 use crate::guests::Guest;
 use crate::vm::TestVm;
 use anyhow::{Result, ensure};
+use std::path::Path;
 
 /// The guest ends by itself, and the process's status says how.
 ///
@@ -13,6 +14,22 @@ pub fn ends_with(guest: &Guest, expected: i32) -> Result<()> {
     let status = vm.wait()?;
     let said = vm.seen().last().cloned().unwrap_or_default();
     ensure!(status == expected, "{}: status {status}, expected {expected}; vmm said: {said}", guest.name);
+    Ok(())
+}
+
+/// The guest does nothing that a device could answer, and yet its VM can be saved, goes on in another process, and is ended by a signal.
+///
+/// # Errors
+/// Nobody hears.
+pub fn is_within_reach(guest: &Guest, dir: &Path) -> Result<()> {
+    let file = dir.join("silent");
+    TestVm::start(&guest.run_args())?.snapshot_and_stop(&file)?;
+    let mut vm = TestVm::restore(&file)?;
+    let status = vm.ask("status", &[])?;
+    ensure!(status["state"] == "running", "{status}");
+    vm.signal(libc::SIGTERM)?;
+    let status = vm.wait()?;
+    ensure!(status == 128 + libc::SIGTERM, "status {status}");
     Ok(())
 }
 

@@ -162,8 +162,9 @@ pub(super) fn asked(vm: &TestVm, file: &Path) -> JoinHandle<Result<Output>> {
 }
 
 pub(super) fn child_of(process: u32) -> Option<i32> {
-    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?.flatten();
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    children.collect::<String>().split_whitespace().next()?.parse().ok()
 }
 
 /// Whether it blocks all signals, before which it has seen to it that it ends with its parent.

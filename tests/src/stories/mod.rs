@@ -40,7 +40,7 @@ pub use carrying::{carried, renamed};
 pub use clones::{GET_READY, clones};
 pub use disks::{DO_WORK, keeps_its_disk, loses_no_commit, outlives_a_disk_that_hangs, worker};
 pub use dumping::{dumped, dumped_by_panic, makedumpfile_reads_it, panic_is_in_the_dump};
-pub use ending::{ends_with, last_words, types_and_is_answered};
+pub use ending::{ends_with, is_within_reach, last_words, types_and_is_answered};
 pub use everything::every_device;
 pub use flock::flock;
 pub use image_kernel::{After, End, outlives, return_cost, suspended_with, vmcore_rate, without_an_image};

@@ -1,4 +1,4 @@
-//! What the main thread is asked about the VM's kernels.
+//! What the monitor is asked about the VM's kernels.
 //!
 //! In: requests. Out: switches, and what is told of them. Holds: who can't be switched to leaves the machine to who runs.
 

@@ -1,7 +1,7 @@
 //! Live snapshots, from when they are asked for until they are written behind the guest.
 //!
 //! In: a request. Out: a snapshot under way, of which its own thread tells the end. Holds: of the RAM of a restored guest most is copied while it runs and
-//! the main thread listens to everybody else; what fails there only makes the guest stand still for longer.
+//! the monitor listens to everybody else; what fails there only makes the guest stand still for longer.
 
 use super::{Monitor, conflict, failed, summary, watch, wish};
 use crate::api::{ApiError, Reply, SnapshotRequest};

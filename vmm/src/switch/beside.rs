@@ -104,8 +104,13 @@ impl Kernels {
         let disks = disks.into_iter().map(stand_in).collect::<Result<_, _>>()?;
         state.board.virtio.iter_mut().for_each(apart);
         let console = LastWords::new();
-        let ends =
-            HostEnds { console: Box::new(console.clone()), drained: Box::new(|| ()), disks, alone: true };
+        let ends = HostEnds {
+            console: Box::new(console.clone()),
+            drained: Box::new(|| ()),
+            disks,
+            seat: None,
+            alone: true,
+        };
         let mut machine = Machine::from_state(&self.kvm, &state, ram, TimePolicy::Freeze, ends)
             .map_err(|source| SwitchError::Wake { name: name.clone(), source })?;
         machine.resume();

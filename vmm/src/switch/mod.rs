@@ -51,7 +51,7 @@ struct Awake {
 const SOMEBODY: &str = "a kernel is awake";
 
 /// Makes the host's ends that every kernel has in turn.
-pub type Ends = Box<dyn Fn() -> HostEnds>;
+pub type Ends = Box<dyn Fn() -> HostEnds + Send>;
 
 /// The kernels of this process.
 pub struct Kernels {
