@@ -106,10 +106,10 @@ fn amd_20_rounds_and_live() -> Result<()> {
     tell(amd(), &["6.12/rounds-20-cpus-1", "6.12/live", "6.12/chain"])
 }
 
-/// A sample; `make torture` goes through 50 with each kernel.
+/// A sample; `make torture` goes through 50 with each kernel, and every power cut.
 #[test]
 fn amd_disks() -> Result<()> {
-    tell(amd(), &["6.12/disk-commits-5", "6.12/disk-hangs", "6.1/disk-kept"])
+    tell(amd(), &["6.12/disk-commits-5", "6.12/disk-hangs", "6.1/disk-kept", "power-cuts-60"])
 }
 
 /// The oracle with every device there is; `make torture` has it with each kernel.
