@@ -11,7 +11,14 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 use vmm::timing;
+
+/// What the host has left to do for a VM that has ended is none of the next one's time.
+const REST: Duration = Duration::from_millis(50);
+
+/// How long a process takes until it is called for.
+const START: Duration = Duration::from_millis(2);
 
 /// What is restored.
 #[derive(Clone, Debug)]
@@ -44,8 +51,11 @@ pub fn restores(subject: &Subject, rounds: usize) -> Result<Vec<Row>> {
     let floor = Floor::of_snapshot(&subject.file)?;
     let (mut floors, mut restores) = (Vec::new(), Vec::new());
     for _ in 0..=rounds {
+        std::thread::sleep(REST);
+        get_going();
         let took = if subject.exits_at_once { floor.measure()?.answered } else { floor.measure_entry()? };
         floors.push(took.as_secs_f64() * 1e3);
+        std::thread::sleep(REST);
         restores.push(restore(subject)?);
     }
     // The first of each has caches to fill.
@@ -60,6 +70,14 @@ pub fn restores(subject: &Subject, rounds: usize) -> Result<Vec<Row>> {
         row("restore, call to last fault of the working set", "ms", |r| r.last_fault).beside(floors),
         row("memory of the monitor beside guest RAM", "MiB", |r| r.own).goal(5.0),
     ])
+}
+
+/// The processor of a restore has been at work for as long when it is called for.
+fn get_going() {
+    let begun = Instant::now();
+    while begun.elapsed() < START {
+        std::hint::spin_loop();
+    }
 }
 
 fn restore(subject: &Subject) -> Result<Restore> {

@@ -16,6 +16,8 @@ use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
 
 const ROUNDS: usize = 20;
+/// A median of fewer differs from one run to the next by more than it is away from its goal.
+const RESTORES: usize = 60;
 const LAB_ROUNDS: usize = 10;
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench");
 /// Sizes as the command line has them, and in bytes.
@@ -96,7 +98,7 @@ fn restored(dir: &Path) -> Result<Vec<Row>> {
         let file = dir.join(memory);
         save(&Guest::bare("port", dir)?.memory(memory), &file)?;
         let subject = Subject { name: memory.to_owned(), file, exits_at_once: true };
-        rows.extend(restores(&subject, ROUNDS)?);
+        rows.extend(restores(&subject, RESTORES)?);
     }
     rows.push(alike(&rows)?);
     Ok(rows)
