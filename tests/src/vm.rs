@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -287,8 +288,22 @@ impl TestVm {
     }
 }
 
+/// What those said last that had ended by themselves when nobody wanted them any more.
+static LAST_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The last lines of each VM that has ended by itself since this was called last: who asked it for something may have heard no more than that
+/// it is gone.
+pub fn last_words() -> Vec<String> {
+    LAST_WORDS.lock().map(|mut words| std::mem::take(&mut *words)).unwrap_or_default()
+}
+
 impl Drop for TestVm {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_)))
+            && let Ok(mut words) = LAST_WORDS.lock()
+        {
+            words.push(self.last_lines());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use vmm_tests::bench::{Report, two_sizes};
 use vmm_tests::guests::{Guest, LINUX};
 use vmm_tests::stories::{self, After, End, Gap};
+use vmm_tests::vm;
 
 /// What makes a Linux kernel panic.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
@@ -19,6 +20,8 @@ const TRIPLE_FAULT: &str = "the guest asked for a reset by a triple fault";
 const PANICKED: &str = "the guest's kernel panicked";
 /// What a kernel that panics says itself, unless it has lost its own data.
 const LAST_WORDS: &str = "Kernel panic";
+/// What is said of one that was waited for in vain.
+const TIME_IS_UP: &str = "the time is up";
 /// Our own guests that are torn out of their work again and again.
 const ROUNDED: [&str; 5] = ["registers", "timer", "dirty", "smp", "entropy"];
 
@@ -51,24 +54,32 @@ fn is_in(name: &str, wanted: &str) -> bool {
 /// Whether it is true. A guest that is lost is made good for as long as there is one to `spare`.
 fn tell(name: &str, story: &Story, spare: &mut usize) -> bool {
     let started = Instant::now();
+    vm::last_words();
     let told = tempfile::tempdir().map_err(Into::into).and_then(|dir| story(dir.path()));
     let seconds = started.elapsed().as_secs_f64();
     let Err(error) = told.map_err(|error| format!("{error:#}")) else {
         println!("story {name} ... ok ({seconds:.1} s)");
         return true;
     };
-    let again = *spare > 0 && is_lost(&error);
+    let words = vm::last_words();
+    let again = *spare > 0 && (is_late(&error) || words.iter().chain([&error]).any(|said| is_lost(said)));
     let how = if again { "lost its guest, and is told once more" } else { "FAILED" };
     println!("story {name} ... {how} ({seconds:.1} s)\n{error}");
+    words.iter().for_each(|said| println!("one that had ended said last:\n{said}"));
     if again {
         *spare -= 1;
     }
     again && tell(name, story, spare)
 }
 
-/// Whether the guest went as those go that the lab's processor loses.
-fn is_lost(error: &str) -> bool {
-    error.contains(TRIPLE_FAULT) || error.contains(PANICKED) && !error.contains(LAST_WORDS)
+/// Whether a guest went as those go that the lab's processor loses.
+fn is_lost(said: &str) -> bool {
+    said.contains(TRIPLE_FAULT) || said.contains(PANICKED) && !said.contains(LAST_WORDS)
+}
+
+/// Whether it was waited for in vain, as one is whose processor waits for the end of an interrupt that never came.
+fn is_late(error: &str) -> bool {
+    error.contains(TIME_IS_UP)
 }
 
 fn all() -> Vec<(String, Story)> {

@@ -25,7 +25,12 @@ use std::process::{Command, Stdio};
 /// machine and hardly ever on a busy one, at a plain boot as well as after a restore; no 6.1 or 7.2 ever did. Seen twice in what QEMU logs of interrupts
 /// (`-d int`): `VMRUN` injects the timer's interrupt, as it did with the same page tables milliseconds before, and the walk to the IDT (0xfffffe0000000ec0)
 /// finds an entry that is not present, by page fault, double fault and triple fault alike, while the other vCPU goes on taking interrupts by the same IDT.
-/// `stories` tells a story that lost its guest in one of these ways once more, and only one in a run.
+///
+/// Guests were seen to hang as well, each once: a 6.1 with one vCPU after its second tick, a 6.12 the second of whose vCPUs ran on and heard no tick any more (its
+/// kernel said `rcu_preempt detected stalls`). A processor whose interrupt KVM takes for delivered, and QEMU has dropped, would go so: its local APIC waits
+/// for the end of that interrupt for ever. That was not proved.
+///
+/// `stories` tells a story that lost its guest in one of these ways, or waited for one in vain, once more, aloud, and only one in a run.
 const SUITE: &str = "trixie";
 /// Memory of the machine in MiB: a guest with 6 GiB fits. The host gives only what is touched.
 const MEMORY_MIB: u64 = 8192;
