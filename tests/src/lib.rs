@@ -13,6 +13,7 @@ pub mod figures;
 pub mod floor;
 pub mod guests;
 pub mod lab;
+pub mod lost;
 pub mod oracle;
 pub mod power;
 pub mod stories;

@@ -10,18 +10,10 @@ use std::time::Instant;
 use vmm_tests::bench::{Report, two_sizes};
 use vmm_tests::guests::{Guest, LINUX};
 use vmm_tests::stories::{self, After, End, Gap};
-use vmm_tests::vm;
+use vmm_tests::{lost, vm};
 
 /// What makes a Linux kernel panic.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
-/// What the monitor says of a guest that the lab's processor may have lost (`lab::qemu` tells how): its story is told once more, and but one in a run, so that
-/// a guest that we lose is not overlooked.
-const TRIPLE_FAULT: &str = "the guest asked for a reset by a triple fault";
-const PANICKED: &str = "the guest's kernel panicked";
-/// What a kernel that panics says itself, unless it has lost its own data.
-const LAST_WORDS: &str = "Kernel panic";
-/// What is said of one that was waited for in vain.
-const TIME_IS_UP: &str = "the time is up";
 /// Our own guests that are torn out of their work again and again.
 const ROUNDED: [&str; 5] = ["registers", "timer", "dirty", "smp", "entropy"];
 
@@ -62,7 +54,7 @@ fn tell(name: &str, story: &Story, spare: &mut usize) -> bool {
         return true;
     };
     let words = vm::last_words();
-    let again = *spare > 0 && (is_late(&error) || words.iter().chain([&error]).any(|said| is_lost(said)));
+    let again = *spare > 0 && words.iter().chain([&error]).any(|said| lost::by_the_lab(said));
     let how = if again { "lost its guest, and is told once more" } else { "FAILED" };
     println!("story {name} ... {how} ({seconds:.1} s)\n{error}");
     words.iter().for_each(|said| println!("one that had ended said last:\n{said}"));
@@ -70,16 +62,6 @@ fn tell(name: &str, story: &Story, spare: &mut usize) -> bool {
         *spare -= 1;
     }
     again && tell(name, story, spare)
-}
-
-/// Whether a guest went as those go that the lab's processor loses.
-fn is_lost(said: &str) -> bool {
-    said.contains(TRIPLE_FAULT) || said.contains(PANICKED) && !said.contains(LAST_WORDS)
-}
-
-/// Whether it was waited for in vain, as one is whose processor waits for the end of an interrupt that never came.
-fn is_late(error: &str) -> bool {
-    error.contains(TIME_IS_UP)
 }
 
 fn all() -> Vec<(String, Story)> {
