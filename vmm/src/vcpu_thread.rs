@@ -109,6 +109,7 @@ impl Body {
     /// Lets its guest run until its first exit or a kick, if it has been told to. Whoever kicks is made last: a kick that came before the
     /// flag is read would be forgotten, and leave no other trace. Without one the guest has to wait.
     fn first_step<T>(&self, kicker: impl FnOnce() -> io::Result<T>) -> State {
+        self.reports.first_run.sit();
         if self.commands.try_recv().is_err() {
             return State::Paused;
         }
@@ -116,7 +117,6 @@ impl Body {
         if self.told_to_pause(&mut vcpu) {
             return State::Running;
         }
-        self.reports.first_run.sit();
         let Ok(_kicker) = kicker() else { return State::Running };
         match self.step(&mut vcpu) {
             Step::Continue | Step::Interrupted => State::Running,
