@@ -1,6 +1,6 @@
 //! Guests that the lab's processor loses (`lab::qemu` tells how).
 //!
-//! In: what was said of one, or by it. Out: whether it went as those go. Holds: it says so of no guest that complains itself; whoever asks
+//! In: what was said of one, or by it. Out: whether it went as those go. Holds: it says so of no guest that panicked with a word; whoever asks
 //! tries once more, aloud, and but once in a run, so that a guest that we lose is not overlooked.
 
 /// What the monitor says.
@@ -22,7 +22,7 @@ mod tests {
     use super::by_the_lab;
 
     #[test]
-    fn a_guest_that_complains_is_not_lost() {
+    fn a_guest_that_says_why_is_not_lost() {
         assert!(
             by_the_lab("vmm: the guest's kernel panicked")
                 && by_the_lab("x: the time is up; the last lines were:")

@@ -289,18 +289,18 @@ impl TestVm {
 }
 
 /// What those said last that had ended by themselves when nobody wanted them any more.
-static LAST_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static ENDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// The last lines of each VM that has ended by itself since this was called last: who asked it for something may have heard no more than that
 /// it is gone.
-pub fn last_words() -> Vec<String> {
-    LAST_WORDS.lock().map(|mut words| std::mem::take(&mut *words)).unwrap_or_default()
+pub fn ended_by_themselves() -> Vec<String> {
+    ENDED.lock().map(|mut words| std::mem::take(&mut *words)).unwrap_or_default()
 }
 
 impl Drop for TestVm {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_)))
-            && let Ok(mut words) = LAST_WORDS.lock()
+            && let Ok(mut words) = ENDED.lock()
         {
             words.push(self.last_lines());
         }

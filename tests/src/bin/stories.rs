@@ -46,14 +46,14 @@ fn is_in(name: &str, wanted: &str) -> bool {
 /// Whether it is true. A guest that is lost is made good for as long as there is one to `spare`.
 fn tell(name: &str, story: &Story, spare: &mut usize) -> bool {
     let started = Instant::now();
-    vm::last_words();
+    vm::ended_by_themselves();
     let told = tempfile::tempdir().map_err(Into::into).and_then(|dir| story(dir.path()));
     let seconds = started.elapsed().as_secs_f64();
     let Err(error) = told.map_err(|error| format!("{error:#}")) else {
         println!("story {name} ... ok ({seconds:.1} s)");
         return true;
     };
-    let words = vm::last_words();
+    let words = vm::ended_by_themselves();
     let again = *spare > 0 && words.iter().chain([&error]).any(|said| lost::by_the_lab(said));
     let how = if again { "lost its guest, and is told once more" } else { "FAILED" };
     println!("story {name} ... {how} ({seconds:.1} s)\n{error}");

@@ -4,7 +4,6 @@
 
 use super::{Monitor, SAMPLE, Sample};
 use crate::bridge::{GUEST, HOST, ip};
-use crate::lost;
 use crate::vm::{LIMIT, TestVm};
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -34,27 +33,15 @@ pub fn run(rounds: u32) -> Result<()> {
     ip(&format!("tuntap add {TAP} mode tap"))?;
     ip(&format!("addr add {HOST}/24 dev {TAP}"))?;
     ip(&format!("link set {TAP} up"))?;
-    let mut spare = 1;
     for round in 1..=rounds {
         for monitor in [Monitor::Vmm, Monitor::Qemu] {
-            let samples = session(monitor).or_else(|error| another(monitor, error, &mut spare));
-            let samples = samples.with_context(|| format!("round {round}, {monitor:?}"))?;
+            let samples = session(monitor).with_context(|| format!("round {round}, {monitor:?}"))?;
             for sample in samples {
                 println!("{SAMPLE}{}", serde_json::to_string(&sample)?);
             }
         }
     }
     Ok(())
-}
-
-/// Another guest for one that the lab may have lost, while there is one to spare.
-fn another(monitor: Monitor, error: anyhow::Error, spare: &mut u32) -> Result<Vec<Sample>> {
-    if *spare == 0 || !lost::by_the_lab(&format!("{error:#}")) {
-        return Err(error);
-    }
-    *spare -= 1;
-    println!("{monitor:?} lost its guest, and has another: {error:#}");
-    session(monitor)
 }
 
 /// One guest, from its boot to its end.

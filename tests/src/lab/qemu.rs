@@ -28,7 +28,7 @@ use std::process::{Command, Stdio};
 ///
 /// Guests were seen to hang as well, each once: a 6.1 with one vCPU after its second tick, a 6.12 the second of whose vCPUs ran on and heard no tick any more (its
 /// kernel said `rcu_preempt detected stalls`). A processor whose interrupt KVM takes for delivered, and QEMU has dropped, would go so: its local APIC waits
-/// for the end of that interrupt for ever. That was not proved. A guest of QEMU's in the lab hung as well, before its first word.
+/// for the end of that interrupt for ever. That was not proved.
 ///
 /// Who lost a guest in one of these ways, or waited for one in vain, tries once more, aloud, and but once in a run (`crate::lost`).
 const SUITE: &str = "trixie";
