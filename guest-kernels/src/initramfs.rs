@@ -2,7 +2,7 @@
 //!
 //! In: files, directories, symbolic links, device nodes, kernel modules. Out: a newc cpio archive, uncompressed because
 //! unpacking costs a slow guest more than reading. Holds: the same pieces give the same bytes (sorted names, no times,
-//! owner root), and each file's parents come before it.
+//! owner root), each file's parents come before it, and in the cache it is padded to whole pages.
 //!
 //! Source: Linux `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
@@ -28,6 +28,9 @@ pub const CHARACTER_DEVICE: u32 = 0o020_000;
 
 /// What the names of archives in the cache begin with.
 const PREFIX: &str = "initramfs-";
+/// QEMU's `microvm` puts the end of an initrd into the last page of RAM, where its ACPI tables are at the end too: if the two
+/// meet, Linux finds no tables, or goes by damaged ones and hangs. An initrd of whole pages ends below that page.
+const PAGE: usize = 4096;
 /// After this time an archive that nobody asks for is removed: each change of a program that is in one makes others.
 const UNUSED: Duration = Duration::from_secs(30 * 86_400);
 
@@ -183,8 +186,7 @@ impl Initramfs {
     /// # Errors
     /// As [`Initramfs::write_to`], or the cache can't be written.
     pub fn publish(&self) -> Result<PathBuf> {
-        let mut archive = Vec::new();
-        self.write_to(&mut archive)?;
+        let archive = self.pages()?;
         let digest = stock::hex(&Sha256::digest(&archive));
         let dir = cache::cache_dir()?.join(format!("{PREFIX}{}", &digest[..16]));
         cache::touch(&dir);
@@ -193,6 +195,14 @@ impl Initramfs {
         })?;
         cache::prune(&dir, PREFIX, UNUSED)?;
         Ok(dir.join("initrd"))
+    }
+
+    /// The archive, padded.
+    fn pages(&self) -> Result<Vec<u8>> {
+        let mut archive = Vec::new();
+        self.write_to(&mut archive)?;
+        archive.resize(archive.len().next_multiple_of(PAGE), 0);
+        Ok(archive)
     }
 
     fn add(&mut self, path: &str, mode: u32, content: Content) -> &mut Initramfs {

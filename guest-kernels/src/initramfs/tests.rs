@@ -63,6 +63,15 @@ fn the_order_of_adding_does_not_show() {
 }
 
 #[test]
+fn in_the_cache_it_is_of_whole_pages() {
+    let initramfs = Initramfs::new();
+    let (padded, bare) = (initramfs.pages().unwrap(), archive(&initramfs));
+    assert_eq!(padded.len(), bare.len().next_multiple_of(4096));
+    assert_ne!(padded.len(), bare.len());
+    assert_eq!(read(&padded), read(&bare));
+}
+
+#[test]
 fn a_directory_does_not_go_in_as_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let error = Initramfs::new().copy("x", dir.path()).unwrap_err().to_string();
