@@ -5,8 +5,7 @@
 //!
 //! Source: ACPI 6.5, 4.8.3.6 (reset register) and 4.8.3.7 (sleep control and sleep status registers).
 
-use crate::{BusDevice, Persist, Request};
-use std::convert::Infallible;
+use crate::{BusDevice, Request, Stateless};
 
 const SLEEP_CONTROL: u64 = 0;
 const SLEEP_STATUS: u64 = 1;
@@ -51,17 +50,7 @@ fn sleep(control: u8) -> Option<Request> {
     (control & SLEEP_ENABLE != 0 && control & SLEEP_TYPE == soft_off).then_some(Request::PowerOff)
 }
 
-impl Persist for AcpiPm {
-    type State = ();
-    type Host = ();
-    type Error = Infallible;
-
-    fn save(&self) {}
-
-    fn from_state((): &(), (): ()) -> Result<Self, Infallible> {
-        Ok(Self)
-    }
-}
+impl Stateless for AcpiPm {}
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,7 @@
 //! In: a write. Out: [`Request::Exit`], [`Request::Return`], [`Request::Restart`]. Holds: nothing; reads are all ones, as where there
 //! is no device.
 
-use crate::{BusDevice, Persist, Request};
-use std::convert::Infallible;
+use crate::{BusDevice, Request, Stateless};
 
 /// Written to the control port: let the kernel that sleeps go on.
 pub const RETURN: u8 = 1;
@@ -31,17 +30,7 @@ impl BusDevice for ExitPort {
     }
 }
 
-impl Persist for ExitPort {
-    type State = ();
-    type Host = ();
-    type Error = Infallible;
-
-    fn save(&self) {}
-
-    fn from_state((): &(), (): ()) -> Result<Self, Infallible> {
-        Ok(Self)
-    }
-}
+impl Stateless for ExitPort {}
 
 #[cfg(test)]
 mod tests {

@@ -7,8 +7,7 @@
 //! machine waits for an empty input and finds it so (Linux `kb_wait`). All zeroes would cost a probe its command
 //! time-outs, half a second each; all ones would cost a reset `kb_wait`'s time-out.
 
-use crate::{BusDevice, Persist, Request};
-use std::convert::Infallible;
+use crate::{BusDevice, Request, Stateless};
 
 /// Data port, 0x60.
 const DATA: u64 = 0;
@@ -47,17 +46,7 @@ impl BusDevice for I8042 {
     }
 }
 
-impl Persist for I8042 {
-    type State = ();
-    type Host = ();
-    type Error = Infallible;
-
-    fn save(&self) {}
-
-    fn from_state((): &(), (): ()) -> Result<Self, Infallible> {
-        Ok(Self)
-    }
-}
+impl Stateless for I8042 {}
 
 #[cfg(test)]
 mod tests {

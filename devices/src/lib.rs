@@ -27,6 +27,7 @@ pub use serial::{Serial, SerialHost, SerialState, SerialStateError};
 pub use vmgenid::{GENERATION_LEN, Generation, GenerationHost, Publish, VmGenId};
 
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::io;
 
 /// What a guest asks of the machine through a device's register.
@@ -83,4 +84,19 @@ pub trait Persist: Sized {
     /// # Errors
     /// A state that no such device could have.
     fn from_state(state: &Self::State, host: Self::Host) -> Result<Self, Self::Error>;
+}
+
+/// A device with nothing to keep and no end in the host: a new one is as good as that which was saved.
+pub trait Stateless: Default {}
+
+impl<D: Stateless> Persist for D {
+    type State = ();
+    type Host = ();
+    type Error = Infallible;
+
+    fn save(&self) {}
+
+    fn from_state((): &(), (): ()) -> Result<D, Infallible> {
+        Ok(D::default())
+    }
 }

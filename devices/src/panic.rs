@@ -5,8 +5,7 @@
 //! Source: QEMU, `docs/specs/pvpanic`. The guest's driver reads which events the device knows, and tells only those. We
 //! know the panic alone: a kernel with a crash kernel loaded then says nothing and is left to boot that.
 
-use crate::{BusDevice, Persist, Request};
-use std::convert::Infallible;
+use crate::{BusDevice, Request, Stateless};
 
 /// The guest has panicked and handles it no further.
 const PANICKED: u8 = 1 << 0;
@@ -31,17 +30,7 @@ impl BusDevice for PanicDevice {
     }
 }
 
-impl Persist for PanicDevice {
-    type State = ();
-    type Host = ();
-    type Error = Infallible;
-
-    fn save(&self) {}
-
-    fn from_state((): &(), (): ()) -> Result<Self, Infallible> {
-        Ok(Self)
-    }
-}
+impl Stateless for PanicDevice {}
 
 #[cfg(test)]
 mod tests {
