@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Bytes that are written before the disk is asked for them.
-const SYNC: u64 = 64 << 20;
+const SYNC: u64 = 8 << 20;
 /// Chunks that may be done and not yet noted.
 const AHEAD: usize = 64;
 /// Most threads: more would only be in each other's way to the disk.
