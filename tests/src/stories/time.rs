@@ -262,6 +262,8 @@ pub fn twins(guest: &Guest, dir: &Path) -> Result<()> {
     let mut drawn = Vec::new();
     for twin in &mut twins {
         twin.wait_for("crng reseeded due to virtual machine fork")?;
+        // What the next line says may have been drawn before the snapshot, and the rest of it read since.
+        Clocks::next(twin)?;
         drawn.push([Clocks::next(twin)?.random, Clocks::next(twin)?.random]);
     }
     let [first, second] = &drawn[..] else { unreachable!("two twins") };
