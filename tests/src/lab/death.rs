@@ -1,6 +1,6 @@
 //! Why a lab's machine died.
 //!
-//! In: how its emulator ended, its kernel's log. Out: the reason in words; and whether it was a fault of the machine, which another try
+//! In: how its emulator ended, or that it did not, its kernel's log. Out: the reason in words; and whether it was a fault of the machine, which another try
 //! need not meet again. Holds: what a command can bring about is no such fault, and so fails at the first time.
 
 use std::process::ExitStatus;
@@ -27,11 +27,11 @@ pub(super) fn fault(emulator: ExitStatus, log: &str) -> Option<&str> {
     (emulator.success() && !orderly).then_some("a triple fault, or a reset without a word")
 }
 
-/// Why a machine died, in one line, and the last lines of its log.
-pub(super) fn post_mortem(emulator: ExitStatus, log: &str) -> String {
+/// Why a machine died, in one line, and the last lines of its log. `seen` is what was seen of it from outside.
+pub(super) fn post_mortem(seen: &str, log: &str) -> String {
     let lines: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     let panic = lines.iter().find_map(|line| Some(&line[line.find("Kernel panic")?..]));
-    let reason = panic.map_or(format!("its emulator ended with {emulator}"), |panic| format!("\"{panic}\""));
+    let reason = panic.map_or(seen.to_owned(), |panic| format!("\"{panic}\""));
     let tail = lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n");
     format!("the lab died before the command ended: {reason}; the end of its log:\n{tail}")
 }
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn a_post_mortem_names_the_panic_and_ends_with_the_log() {
         let log = "[ 1.0] up\r\n\r\n[ 2.0] Kernel panic - not syncing: why\r\n[ 2.1] trace\r\n";
-        let text = post_mortem(ExitStatus::from_raw(0), log);
+        let text = post_mortem("its emulator ended", log);
         let first = text.lines().next().unwrap();
         assert!(first.contains(": \"Kernel panic - not syncing: why\";"), "{first}");
         assert!(text.ends_with("\n[ 2.1] trace"), "{text}");
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn a_post_mortem_without_a_panic_names_the_emulator_and_is_short() {
         let log: String = (0..1000).map(|n| format!("line {n}\n")).collect();
-        let text = post_mortem(ExitStatus::from_raw(1 << 8), &log);
+        let text = post_mortem("its emulator ended with exit status: 1", &log);
         assert!(text.contains("exit status: 1") && text.ends_with("line 999"), "{text}");
         assert_eq!(text.lines().count(), 1 + LOG_TAIL);
     }

@@ -2,7 +2,8 @@
 # The lab's first program.
 #
 # In: /lab/settings, and /lab/run unless the session is interactive. Out: the command's output on the channel, then the
-# token and the status. Holds: nothing else is written to the channel; complaints go to the console, which is the log.
+# token and the status; signs of life meanwhile, each a line with the token alone. Holds: nothing else is written to the
+# channel; complaints go to the console, which is the log.
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -61,12 +62,20 @@ cd /tmp || exit 1
 exec 3<>"$channel"
 # A serial port starts at 9600 baud; no other kind of channel minds.
 stty 115200 <&3 2>/dev/null
+signs_of_life() {
+    while :; do
+        printf '%s\n' "$token" >&3
+        sleep 20
+    done
+}
 if [ -e /lab/run ]; then
     stty raw <&3 2>/dev/null
+    signs_of_life &
     setsid sh -c '. /lab/profile; . /lab/run' </dev/null >&3 2>&1 3<&-
     status=$?
 else
     stty rows "$rows" cols "$columns" <&3
+    signs_of_life &
     export PS1='lab:\w# ' ENV=/lab/profile
     setsid -c sh <"$channel" >"$channel" 2>&1 3<&-
     status=$?

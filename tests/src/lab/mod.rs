@@ -25,7 +25,7 @@ mod tools;
 mod turn;
 
 use anyhow::{Context, Result, bail, ensure};
-use session::{Ending, Machine};
+use session::{Ending, Limits, Machine};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,10 @@ use std::time::Duration;
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(540);
 /// The status of a command that reached its limit, as `timeout(1)` has it.
 pub const TIMED_OUT: u8 = 124;
+
+/// A machine that has said nothing for so long hangs: it gives a sign of life every 20 seconds, the first when it is up, which on the slower lane takes
+/// 40 seconds of a machine that has nothing else to do.
+const SILENCE: Duration = Duration::from_secs(240);
 
 /// Which processor the lab emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +184,7 @@ impl Lab {
         self
     }
 
-    /// Runs a shell command in the lab and returns what it printed. If the lab's own kernel dies of a fault of the emulated processor, that is
+    /// Runs a shell command in the lab and returns what it printed. If the lab's own kernel dies of a fault of the emulated processor, or hangs, that is
     /// said on standard error, and the command is run once more from the start.
     ///
     /// # Errors
@@ -215,29 +219,33 @@ impl Lab {
         let mut machine = self.lane.start(&setup)?;
         let raw = terminal::Raw::enter()?;
         session::forward_stdin(std::mem::replace(&mut machine.input, Box::new(std::io::sink())));
-        let ending = session::follow(machine, &token, self.limit, &mut std::io::stdout())?;
+        let ending = session::follow(machine, &token, self.limits(), &mut std::io::stdout())?;
         drop(raw);
         Ok(setup.status(ending)?.unwrap_or_else(|| self.timed_out()))
     }
 
-    /// The status, or `None` when the limit came first. A machine that dies of a fault of its own is started once more: emulated
+    /// The status, or `None` when the limit came first. A machine that dies or hangs by a fault of its own is started once more: emulated
     /// processors have faults, seldom met twice. `again` is told before that.
     fn run_to<W: Write>(&self, command: &str, mut output: W, again: fn(&mut W)) -> Result<Option<u8>> {
         let (mut setup, token) = self.setup(Some(command))?;
         let _turn = turn::Turn::wait();
         let attempt = |setup: &Setup, output: &mut W| {
             let machine = self.lane.start(setup)?;
-            session::follow(machine, &token, self.limit, output)
+            session::follow(machine, &token, self.limits(), output)
         };
         let ending = attempt(&setup, &mut output)?;
         let Some(fault) = setup.fault(ending)? else { return setup.status(ending) };
         eprintln!(
-            "lab: its own machine died, which no command can bring about ({fault}); once more from the start"
+            "lab: its own machine is gone, which no command can bring about ({fault}); once more from the start"
         );
         setup.log = new_log()?;
         again(&mut output);
         let ending = attempt(&setup, &mut output)?;
         setup.status(ending)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { command: self.limit, silence: SILENCE }
     }
 
     fn timed_out(&self) -> u8 {
@@ -273,16 +281,21 @@ impl Setup {
         match ending {
             Ending::Exited(status) => Ok(Some(status)),
             Ending::TimedOut => Ok(None),
+            Ending::Hung => bail!("{}", death::post_mortem(&hung(), &self.log()?)),
             Ending::Died(emulator) => {
-                bail!("{}", death::post_mortem(emulator, &self.log()?));
+                let seen = format!("its emulator ended with {emulator}");
+                bail!("{}", death::post_mortem(&seen, &self.log()?));
             }
         }
     }
 
     /// The fault that a machine of its own has died of.
     fn fault(&self, ending: Ending) -> Result<Option<String>> {
-        let Ending::Died(emulator) = ending else { return Ok(None) };
-        Ok(death::fault(emulator, &self.log()?).map(str::to_owned))
+        match ending {
+            Ending::Exited(_) | Ending::TimedOut => Ok(None),
+            Ending::Hung => Ok(Some(hung())),
+            Ending::Died(emulator) => Ok(death::fault(emulator, &self.log()?).map(str::to_owned)),
+        }
     }
 
     fn log(&self) -> Result<String> {
@@ -293,6 +306,10 @@ impl Setup {
 
 fn new_log() -> Result<File> {
     tempfile::tempfile().context("cannot make a file for the lab's log")
+}
+
+fn hung() -> String {
+    format!("no sign of life for {} seconds", SILENCE.as_secs())
 }
 
 /// A path by which another process opens a file of this one that has no name.

@@ -16,8 +16,19 @@ use std::time::{Duration, Instant};
 pub(super) enum Ending {
     Exited(u8),
     TimedOut,
+    /// The machine gave no sign of life for as long as it was given for one.
+    Hung,
     /// The machine ended before the command did.
     Died(ExitStatus),
+}
+
+/// How long a run may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Until the command's end; `None` for ever.
+    pub(super) command: Option<Duration>,
+    /// Until the machine's next sign of life, the first included.
+    pub(super) silence: Duration,
 }
 
 /// A child that does not outlive this value, nor the thread that started it.
@@ -61,22 +72,21 @@ fn die_with(parent: u32) -> io::Result<()> {
     if now as u32 == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
 }
 
-/// Passes the output on until the token, the limit, or the end of the machine; then kills the machine.
+/// Passes the output on until the command's status, a limit, or the end of the machine; then kills the machine.
 ///
 /// # Errors
 /// `out` fails.
-pub(super) fn follow(
-    machine: Machine,
-    token: &str,
-    limit: Option<Duration>,
-    out: &mut dyn Write,
-) -> Result<Ending> {
+pub(super) fn follow(machine: Machine, token: &str, limits: Limits, out: &mut dyn Write) -> Result<Ending> {
     let Machine { mut emulator, output, input } = machine;
-    let deadline = limit.map(|limit| Instant::now() + limit);
+    let end = limits.command.map(|limit| Instant::now() + limit);
     let chunks = chunks(output);
     let mut scanner = Scanner::new(token);
     loop {
-        let Some(chunk) = next(&chunks, deadline) else { return Ok(Ending::TimedOut) };
+        let silent = Instant::now() + limits.silence;
+        let until = end.map_or(silent, |end| end.min(silent));
+        let Some(chunk) = next(&chunks, until) else {
+            return Ok(if until == silent { Ending::Hung } else { Ending::TimedOut });
+        };
         if chunk.is_empty() {
             emit(out, &scanner.rest())?;
             drop(input);
@@ -95,8 +105,7 @@ fn emit(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
 }
 
 /// The next bytes, none at the end of the output; `None` when the deadline has come first.
-fn next(chunks: &Receiver<Vec<u8>>, deadline: Option<Instant>) -> Option<Vec<u8>> {
-    let Some(deadline) = deadline else { return Some(chunks.recv().unwrap_or_default()) };
+fn next(chunks: &Receiver<Vec<u8>>, deadline: Instant) -> Option<Vec<u8>> {
     match chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(chunk) => Some(chunk),
         Err(RecvTimeoutError::Disconnected) => Some(Vec::new()),
@@ -134,4 +143,26 @@ pub(super) fn forward_stdin(mut input: Box<dyn Write + Send>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a run ends whose machine says nothing.
+    fn ending(command: Option<u64>, silence: u64) -> Ending {
+        let emulator = Emulator::start(Command::new("sleep").arg("1000")).unwrap();
+        let (output, _open) = io::pipe().unwrap();
+        let machine = Machine { emulator, output: Box::new(output), input: Box::new(io::sink()) };
+        let command = command.map(Duration::from_millis);
+        let limits = Limits { command, silence: Duration::from_millis(silence) };
+        follow(machine, "token", limits, &mut io::sink()).unwrap()
+    }
+
+    #[test]
+    fn a_machine_without_a_sign_of_life_hangs_unless_the_command_is_late_before() {
+        assert_eq!(ending(None, 20), Ending::Hung);
+        assert_eq!(ending(Some(60_000), 20), Ending::Hung);
+        assert_eq!(ending(Some(20), 60_000), Ending::TimedOut);
+    }
 }

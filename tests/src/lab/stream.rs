@@ -1,10 +1,10 @@
 //! The end of the output, told apart from the output.
 //!
 //! In: bytes from the lab's channel. Out: the command's own bytes, and its status once it has ended. Holds: every byte
-//! before the token is passed on unchanged, and nothing that could still be the token's beginning is.
+//! beside the tokens' lines is passed on unchanged, and nothing that could still be a token's beginning is.
 //!
 //! ```text
-//! output of the command, any bytes │ token: 32 hexadecimal digits │ status, decimal │ \n or \r\n
+//! output of the command, any bytes │ token: 32 hexadecimal digits │ nothing, a sign of life, or status, decimal │ \n or \r\n
 //! ```
 
 use anyhow::{Context, Result};
@@ -30,11 +30,23 @@ impl Scanner {
     /// Takes the next bytes; returns what is surely output, and the status when it is there.
     pub(super) fn push(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<u8>) {
         self.held.extend_from_slice(bytes);
-        let at = find(&self.held, &self.token);
-        let end = at.unwrap_or(self.held.len() - self.undecided());
-        let output = self.held.drain(..end).collect();
-        let status = at.and_then(|_| status(&self.held[self.token.len()..]));
-        (output, status)
+        let mut output = Vec::new();
+        loop {
+            let at = find(&self.held, &self.token);
+            let end = at.unwrap_or(self.held.len() - self.undecided());
+            output.extend(self.held.drain(..end));
+            let Some(line) = at.and_then(|_| self.take_line()) else { return (output, None) };
+            if let Ok(status) = line.parse() {
+                return (output, Some(status));
+            }
+        }
+    }
+
+    /// Takes the token's line and returns what follows the token, once the line is whole.
+    fn take_line(&mut self) -> Option<String> {
+        let end = self.held.iter().position(|&byte| byte == b'\n')?;
+        let line: Vec<u8> = self.held.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line[self.token.len()..]).trim_end().to_owned())
     }
 
     /// What was held back, when the stream ends without a token.
@@ -51,12 +63,6 @@ impl Scanner {
 
 fn find(bytes: &[u8], token: &[u8]) -> Option<usize> {
     bytes.windows(token.len()).position(|window| window == token)
-}
-
-/// The number before the end of the line, once that is there.
-fn status(line: &[u8]) -> Option<u8> {
-    let end = line.iter().position(|&byte| byte == b'\n')?;
-    std::str::from_utf8(&line[..end]).ok()?.trim_end().parse().ok()
 }
 
 #[cfg(test)]
@@ -89,6 +95,14 @@ mod tests {
                 (b"\x00\xff 0011 no token\n0".to_vec(), Some(7)),
                 "pieces of {size}"
             );
+        }
+    }
+
+    #[test]
+    fn signs_of_life_are_no_output() {
+        let stream = format!("{TOKEN}\none{TOKEN}\r\n two\n{TOKEN}\n{TOKEN}0\n");
+        for size in 1..=stream.len() {
+            assert_eq!(scan(stream.as_bytes(), size), (b"one two\n".to_vec(), Some(0)), "pieces of {size}");
         }
     }
 
