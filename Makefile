@@ -42,9 +42,9 @@ demo: setup
 # Here: 1,000 rounds of each of our own guests; crash points, power cuts and flipped bits, many more of them than in `make test`.
 # In the lab: power cuts of ext4 on a device that notes each write.
 # 100 rounds of restore and snapshot in the lab, with one vCPU and with two; 50 with a database on a disk, for each kernel.
-# Sockets and the agent, clones, a minute between snapshot and restore, the oracle with every device, disks that hang,
-# clocks that are set, dumps, for each kernel. Kernels that take turns, or are put under live processes;
-# processes that go to another machine.
+# For each kernel: pauses, twins, networks, snapshots of a guest that runs on and chains of them, sockets and the agent, clones,
+# a minute between snapshot and restore, the oracle with every device, disks that hang, clocks that are set, dumps.
+# Kernels that take turns, or are put under live processes; processes that go to another machine.
 torture: setup
 	cargo build --release -p vmm -p vmm-tests --bins
 	cargo test --release -p snapshot -p snapshot-format
@@ -55,6 +55,7 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories power-cuts'
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.12/rounds-100-cpus-1 6.12/rounds-100-cpus-2'
 	LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/disk-commits-50 6.12/disk-commits-50 7.2/disk-commits-50'
+	LIMIT=2000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/time-2 $(v)/twins-2 $(v)/network $(v)/live $(v)/chain)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/agent $(v)/sockets $(v)/socket-clones $(v)/oracle-vsock)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/oracle-every-device $(v)/disk-hangs $(v)/small-devices)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'

@@ -60,21 +60,22 @@ fn amd_7_2() -> Result<()> {
     tell(amd(), &["7.2/restart", "7.2/panic-dump-without-driver", "7.2/oracle-2", "7.2/above-4g"])
 }
 
-/// Pauses of a second, a minute and a day; two machines from one snapshot.
+/// Pauses of a second, a minute and a day; two machines from one snapshot. `make torture` has the pauses with each kernel.
 #[test]
 fn amd_time() -> Result<()> {
-    tell(amd(), &["6.1/time-2", "6.12/time-tsc", "6.12/twins-2", "7.2/time-2"])
+    tell(amd(), &["6.1/time-2", "6.12/time-tsc", "7.2/twins-2"])
 }
 
 /// Guests whose wall clock is set after a restore: by their agent, or by themselves. `make torture` has both with each kernel.
 #[test]
 fn amd_wall_clock() -> Result<()> {
-    tell(amd(), &["6.1/clock-by-agent", "6.12/clock-without-agent", "7.2/clock-by-agent"])
+    tell(amd(), &["6.1/clock-by-agent", "6.12/clock-without-agent"])
 }
 
+/// `make torture` has it with each kernel.
 #[test]
 fn amd_networks() -> Result<()> {
-    tell(amd(), &["6.1/network", "6.12/network", "7.2/network"])
+    tell(amd(), &["6.1/network", "7.2/network"])
 }
 
 #[test]
@@ -88,10 +89,11 @@ fn amd_sockets() -> Result<()> {
     tell(amd(), &["6.1/agent", "6.12/sockets", "6.12/oracle-vsock", "7.2/socket-clones"])
 }
 
-/// Ten switches between three kernels that sleep in memory (in files: `make torture`); entropy, balloon, console.
+/// Ten switches between three kernels that sleep in memory (in files: `make torture`); entropy, balloon, console, which `make torture` has with
+/// each kernel.
 #[test]
 fn amd_switch_and_small_devices() -> Result<()> {
-    tell(amd(), &["switch", "6.12/small-devices"])
+    tell(amd(), &["switch", "6.1/small-devices"])
 }
 
 /// A kernel writes another to a disk from its `/proc/vmcore`, or ends before it has; the rest is in `make torture`.
@@ -100,10 +102,11 @@ fn amd_image_kernels() -> Result<()> {
     tell(amd(), &["6.1/suspended-poweroff", "7.2/suspended-stub", "6.12/suspended-ends"])
 }
 
-/// A sample; `make torture` goes through 100. And snapshots of a guest that runs on.
+/// A sample; `make torture` goes through 100. And snapshots of a guest that runs on, there with each kernel, here not with the one that the lab's
+/// processor loses when it has two vCPUs (`lab::qemu` tells how).
 #[test]
 fn amd_20_rounds_and_live() -> Result<()> {
-    tell(amd(), &["6.12/rounds-20-cpus-1", "6.12/live", "6.12/chain"])
+    tell(amd(), &["6.12/rounds-20-cpus-1", "6.1/live", "7.2/chain"])
 }
 
 /// A sample; `make torture` goes through 50 with each kernel, and every power cut.
