@@ -4,9 +4,12 @@
 //! terminal given back, and the end of the process with status 1. Holds: the handler makes only calls that a handler may
 //! make (signal-safety(7)); a SIGBUS from anywhere else is left to who handled it before.
 //!
-//! System calls that touch such RAM fail, KVM's among them, and are told by their callers ([`Watch::why`] helps them). What is left is
-//! the devices' own loads and stores, in the middle of anything: nothing could go on after them.
+//! System calls that touch such RAM fail, KVM's among them, and so does [`Watch::read`]; they are told by their callers ([`Watch::why`] helps
+//! them). What is left is the devices' own loads and stores, in the middle of anything: nothing could go on after them.
 
+mod copy;
+
+pub(crate) use copy::{Gone, WORD};
 use std::fs::File;
 use std::mem::zeroed;
 use std::ops::Range;
@@ -80,6 +83,17 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Copies whole words of memory that may be gone, as RAM that is looked after may be.
+    ///
+    /// # Safety
+    /// The address, in this process, and as many bytes as are wanted lie in a mapping that can be read.
+    pub(crate) unsafe fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), Gone> {
+        // SAFETY: the handler was set before there was a value of this type; the rest is the caller's word.
+        unsafe { copy::words(address, buf) }
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         self.watched.live.store(false, Ordering::SeqCst);
@@ -134,7 +148,11 @@ fn handle() {
     }
 }
 
-extern "C" fn lost(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C" fn lost(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel's context.
+    if unsafe { copy::give_up(context) } {
+        return;
+    }
     // SAFETY: with SA_SIGINFO the kernel passes a siginfo; that of a SIGBUS has an address.
     let address = unsafe { (*info).si_addr() } as usize;
     match find(address) {

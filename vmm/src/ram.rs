@@ -13,7 +13,7 @@ mod page_map;
 mod page_scan;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
-use crate::lost_ram::{self, Watch};
+use crate::lost_ram::{self, Gone, WORD, Watch};
 use changes::Changes;
 pub use changes::{ChangesError, Epoch};
 use devices::{Marks, Memory, MemoryRegion};
@@ -294,8 +294,14 @@ impl GuestRam {
         if self.kind == Kind::Fresh {
             return self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other);
         }
-        let host = self.host_address(gpa, buf.len() as u64);
-        self.pages.read(host.ok_or_else(|| outside(gpa))?, buf)
+        let host = self.host_address(gpa, buf.len() as u64).ok_or_else(|| outside(gpa))?;
+        match self.watches.first() {
+            Some(watch) if self.kind == Kind::Mapped && buf.len().is_multiple_of(WORD) => {
+                // SAFETY: a range of RAM, which is mapped for as long as this value lives.
+                unsafe { watch.read(host, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
+            }
+            _ => self.pages.read(host, buf),
+        }
     }
 }
 
@@ -401,6 +407,26 @@ mod tests {
         assert!(ram.read_touched(0, &mut chunk).unwrap());
         assert!(ram.read_touched(1 << 20, &mut chunk).is_err());
         assert!(ram.read_touched(2 << 20, &mut chunk).is_err(), "lost bytes are not zeroes");
+    }
+
+    #[test]
+    fn so_it_is_where_ram_is_looked_after() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 4 << 20], 0).unwrap();
+        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
+        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let ram = ram.watched(Path::new("looked-after"));
+        ram.memory().write_slice(&[2; 8192], GuestAddress(2 << 20)).unwrap();
+        let mut chunk = vec![0; 1 << 20];
+        ram.read(2 << 20, &mut chunk[..8192]).unwrap();
+        assert_eq!(chunk[..8192], [2; 8192]);
+        file.set_len((1 << 20) + 4096).unwrap();
+        ram.read(0, &mut chunk).unwrap();
+        assert!(chunk.iter().all(|byte| *byte == 1));
+        // What the guest has written there is lost as well.
+        for (gpa, len) in [((1 << 20) + 4096, 1 << 20), (2 << 20, 8192), (2 << 20, 12)] {
+            assert!(ram.read(gpa, &mut chunk[..len]).is_err(), "{len} bytes at {gpa:#x}");
+        }
     }
 
     #[test]
