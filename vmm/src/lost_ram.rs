@@ -4,7 +4,7 @@
 //! terminal given back, and the end of the process with status 1. Holds: the handler makes only calls that a handler may
 //! make (signal-safety(7)); a SIGBUS from anywhere else is left to who handled it before.
 //!
-//! System calls that touch such RAM fail, KVM's among them, and so does [`Watch::read`]; they are told by their callers ([`Watch::why`] helps
+//! System calls that touch such RAM fail, KVM's among them, and so does `Watch::read`; they are told by their callers ([`Watch::why`] helps
 //! them). What is left is the devices' own loads and stores, in the middle of anything: nothing could go on after them.
 
 mod copy;
@@ -81,9 +81,7 @@ impl Watch {
     pub fn why(&self) -> Option<&'static str> {
         self.watched.is_shortened().then(|| self.watched.shortened.trim_end())
     }
-}
 
-impl Watch {
     /// Copies whole words of memory that may be gone, as RAM that is looked after may be.
     ///
     /// # Safety

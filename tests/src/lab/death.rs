@@ -1,7 +1,7 @@
 //! Why a lab's machine died.
 //!
-//! In: how its emulator ended, or that it did not, its kernel's log. Out: the reason in words; and whether it was a fault of the machine, which another try
-//! need not meet again. Holds: what a command can bring about is no such fault, and so fails at the first time.
+//! In: how its emulator ended, or what else was seen of it, its kernel's log. Out: the reason in words; and whether it was a fault of
+//! the machine, which another try need not meet again. Holds: what a command can bring about is no such fault, and so fails at the first time.
 
 use std::process::ExitStatus;
 
