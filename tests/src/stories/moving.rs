@@ -108,10 +108,11 @@ pub fn moved(from: &str, to: &str, dir: &Path) -> Result<()> {
     refused(two.restore(&file), "tmp/log")?;
     let log = one.shell(&format!("cat {LOG}"))?;
     two.shell(&format!("echo '{log}' > {LOG}"))?;
-    // Those that come after it are to leave the numbers of the tree's other processes alone.
+    // Another may get the number, the guest's own ticks do with processes. Those that come after it are to leave the numbers of the
+    // tree's other processes alone.
     let taken = format!(
-        "echo $(({pid} - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 </dev/null >/dev/null 2>&1 & \
-         echo 30000 > /proc/sys/kernel/ns_last_pid"
+        "until echo $(({pid} - 1)) > /proc/sys/kernel/ns_last_pid; sleep 1000 </dev/null >/dev/null 2>&1 & \
+         [ $! -eq {pid} ]; do kill $!; done; echo 30000 > /proc/sys/kernel/ns_last_pid"
     );
     two.shell(&taken)?;
     refused(two.restore(&file), &format!("process number {pid} is taken, by `sleep`"))?;
