@@ -93,7 +93,7 @@ fn amd_sockets() -> Result<()> {
 /// each kernel.
 #[test]
 fn amd_switch_and_small_devices() -> Result<()> {
-    tell(amd(), &["switch", "6.1/small-devices"])
+    tell(amd(), &["switch", "7.2/small-devices"])
 }
 
 /// A kernel writes another to a disk from its `/proc/vmcore`, or ends before it has; the rest is in `make torture`.

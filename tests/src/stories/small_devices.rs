@@ -36,7 +36,8 @@ pub fn small_devices(guest: &Guest, dir: &Path) -> Result<()> {
     vm.wait_for("listening")?;
     draw(&mut vm)?;
     gives_memory(&mut vm)?;
-    reports_free_memory(&mut vm, FILLED / 2, dir)?;
+    // What lies in small pieces is not reported, which is more of it in one run than in another.
+    reports_free_memory(&mut vm, FILLED / 4, dir)?;
     vm.snapshot_and_stop(&file)?;
     let mut twins = [TestVm::restore(&file)?, TestVm::restore(&file)?];
     let [one, other] = [draw(&mut twins[0])?, draw(&mut twins[1])?];
@@ -80,7 +81,6 @@ fn reports_free_memory(vm: &mut TestVm, gone: u64, dir: &Path) -> Result<()> {
     let full = stored(vm)?;
     obeys(vm, "free")?;
     let mut least = full;
-    // What lies in small pieces is not reported.
     until(vm, |vm| {
         least = least.min(stored(vm)?);
         Ok(least + gone < full)
