@@ -7,7 +7,7 @@
 //! Of the snapshot that RAM is mapped from it is always known: whatever is not the file's is the process's own. Of others it is known while
 //! somebody watches all who write (`crate::dirty_log`); the time between two of them is an epoch.
 
-use super::{GuestRam, Kind};
+use super::{GuestRam, Kind, SHORTENED};
 use crate::layout::PAGE_SIZE;
 use snapshot::{GenerationId, PageSet, Parent};
 use std::io;
@@ -217,7 +217,8 @@ impl GuestRam {
         Ok(changed)
     }
 
-    /// The pages that are this process's own, and no file's.
+    /// The pages that are this process's own, and no file's. Linux takes those away too that lie where a file was shortened, so that they can't be told
+    /// from pages that were never written.
     pub(crate) fn own_pages(&self) -> io::Result<PageSet> {
         let (mut own, mut first) = (PageSet::none_of(self.page_count()), 0);
         for region in self.memory.iter() {
@@ -226,7 +227,7 @@ impl GuestRam {
             })?;
             first += region.len() / PAGE_SIZE;
         }
-        Ok(own)
+        self.lost().map_or(Ok(own), |_| Err(io::Error::other(SHORTENED)))
     }
 
     /// Pages that show nothing of the snapshot any more, though nobody wrote them.
@@ -282,6 +283,20 @@ mod tests {
         let changed = ram.changed_since(&parent(ID, 5)).unwrap();
         let runs: Vec<_> = changed.runs(0..4096).collect();
         assert_eq!(runs, [2049..2050, 2048 + 512..2048 + 1024]);
+    }
+
+    /// What was written there is gone with it, and the page looks as if it had never been written.
+    #[test]
+    fn nothing_is_said_where_the_snapshot_was_shortened() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 4 << 20], 0).unwrap();
+        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
+        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let ram = ram.watched(std::path::Path::new("shortened")).is_as_in(ID, 5);
+        ram.memory().write_obj(1u8, GuestAddress(3 << 20)).unwrap();
+        assert_eq!(ram.changed_since(&parent(ID, 5)).unwrap().len(), 1);
+        file.set_len(2 << 20).unwrap();
+        assert!(ram.changed_since(&parent(ID, 5)).unwrap_err().to_string().starts_with("cannot see"));
     }
 
     fn pages(numbers: &[u64]) -> PageSet {
