@@ -11,8 +11,8 @@ fn tell(lab: Lab, stories: &[&str]) -> Result<()> {
     let program = extra.path().join("stories");
     std::fs::copy(env!("CARGO_BIN_EXE_stories"), program).context("cannot copy the stories")?;
     let mut told = Told::default();
-    let (lab, command) = (lab.extra(extra.path()), format!("/extra/stories {}", stories.join(" ")));
-    let status = lab.stream(&command, &mut told)?;
+    let status =
+        lab.extra(extra.path()).stream(&format!("/extra/stories {}", stories.join(" ")), &mut told)?;
     let told = String::from_utf8_lossy(&told.0);
     // A lab that is started once more tells what it had told before.
     let last = told.lines().rfind(|line| line.starts_with("stories: ")).context("no summary")?;

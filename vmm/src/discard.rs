@@ -64,7 +64,7 @@ fn forget(host: *mut u8, len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ram::FileRange;
+    use crate::ram::{FileRange, of_file};
     use std::os::unix::fs::FileExt;
     use vm_memory::Bytes;
 
@@ -84,10 +84,7 @@ mod tests {
 
     #[test]
     fn a_restored_guest_gives_back_the_files_bytes_too_and_the_file_stays() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[7; 8 << 20], 0).unwrap();
-        let range = FileRange { gpa: 0, len: 8 << 20, offset: 0 };
-        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let (file, ram) = of_file(7, 8 << 20);
         RamDiscard::new(&ram).discard(RANGE);
         let byte = |at: u64| ram.memory().read_obj::<u8>(GuestAddress(at)).unwrap();
         assert_eq!([byte((2 << 20) - 1), byte(2 << 20), byte((4 << 20) - 1), byte(4 << 20)], [7, 0, 0, 7]);
@@ -98,10 +95,7 @@ mod tests {
 
     #[test]
     fn a_small_range_of_a_restored_guest_goes_back_to_the_file() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[7; 4 << 20], 0).unwrap();
-        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
-        let ram = GuestRam::from_snapshot(file, &[range]).unwrap();
+        let (_, ram) = of_file(7, 4 << 20);
         ram.memory().write_obj(9u8, GuestAddress(4096)).unwrap();
         RamDiscard::new(&ram).discard(Segment { address: 4096, len: 4096 });
         assert_eq!(ram.memory().read_obj::<u8>(GuestAddress(4096)).unwrap(), 7);

@@ -363,6 +363,16 @@ fn holds_data(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     }
 }
 
+/// RAM that is mapped from a file with nothing but this byte, and the file.
+#[cfg(test)]
+pub(crate) fn of_file(byte: u8, len: u64) -> (File, GuestRam) {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&vec![byte; len as usize], 0).unwrap();
+    let range = FileRange { gpa: 0, len, offset: 0 };
+    let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+    (file, ram)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,10 +408,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_that_is_shortened_in_use_is_an_error() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[1; 4 << 20], 0).unwrap();
-        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
-        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let (file, ram) = of_file(1, 4 << 20);
         let mut chunk = vec![0; 1 << 20];
         file.set_len((1 << 20) + 4096).unwrap();
         assert!(ram.read_touched(0, &mut chunk).unwrap());
@@ -411,10 +418,7 @@ mod tests {
 
     #[test]
     fn so_it_is_where_ram_is_looked_after() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[1; 4 << 20], 0).unwrap();
-        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
-        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let (file, ram) = of_file(1, 4 << 20);
         let ram = ram.watched(Path::new("looked-after"));
         ram.memory().write_slice(&[2; 8192], GuestAddress(2 << 20)).unwrap();
         let mut chunk = vec![0; 1 << 20];

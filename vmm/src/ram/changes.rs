@@ -252,7 +252,7 @@ impl GuestRam {
 mod tests {
     use super::*;
     use crate::discard::RamDiscard;
-    use crate::ram::FileRange;
+    use crate::ram::{FileRange, of_file};
     use devices::virtio::{Discard, Segment};
     use std::os::unix::fs::FileExt;
     use vm_memory::{Bytes, GuestAddress};
@@ -288,10 +288,7 @@ mod tests {
     /// What was written there is gone with it, and the page looks as if it had never been written.
     #[test]
     fn nothing_is_said_where_the_snapshot_was_shortened() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[7; 4 << 20], 0).unwrap();
-        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
-        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
+        let (file, ram) = of_file(7, 4 << 20);
         let ram = ram.watched(std::path::Path::new("shortened")).is_as_in(ID, 5);
         ram.memory().write_obj(1u8, GuestAddress(3 << 20)).unwrap();
         assert_eq!(ram.changed_since(&parent(ID, 5)).unwrap().len(), 1);
