@@ -4,12 +4,12 @@
 //! terminal given back, and the end of the process with status 1. Holds: the handler makes only calls that a handler may
 //! make (signal-safety(7)); a SIGBUS from anywhere else is left to who handled it before.
 //!
-//! System calls that touch such RAM fail, KVM's among them, and so does `Watch::read`; they are told by their callers ([`Watch::why`] helps
+//! System calls that touch such RAM fail, KVM's among them, and so do `read` and `write`; they are told by their callers ([`Watch::why`] helps
 //! them). What is left is the devices' own loads and stores, in the middle of anything: nothing could go on after them.
 
 mod copy;
 
-pub(crate) use copy::{Gone, WORD};
+pub(crate) use copy::Gone;
 use std::fs::File;
 use std::mem::zeroed;
 use std::ops::Range;
@@ -55,7 +55,6 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 /// Has the process end in good order if RAM at these addresses is lost, which is mapped from the snapshot at `path` up to offset
 /// `end`.
 pub fn watch(path: &Path, snapshot: &Arc<File>, ranges: Vec<Range<usize>>, end: u64) -> Watch {
-    static HANDLER: Once = Once::new();
     let name = path.display().to_string().escape_debug().to_string();
     let watched = Watched {
         live: AtomicBool::new(true),
@@ -67,8 +66,28 @@ pub fn watch(path: &Path, snapshot: &Arc<File>, ranges: Vec<Range<usize>>, end: 
         unreadable: format!("{name} cannot be read while a guest runs from it: the guest's memory is lost\n"),
     };
     let watched = watched.enlist();
-    HANDLER.call_once(handle);
+    handle();
     Watch { watched, _snapshot: snapshot.clone() }
+}
+
+/// Copies out of memory that may be gone, as RAM that is looked after may be.
+///
+/// # Safety
+/// As many bytes from the address on, in this process, lie in a mapping that can be read, and nobody has a reference to them.
+pub(crate) unsafe fn read(address: u64, buf: &mut [u8]) -> Result<(), Gone> {
+    handle();
+    // SAFETY: the handler is set; the rest is the caller's word.
+    unsafe { copy::bytes(address as *const u8, buf.as_mut_ptr(), buf.len()) }
+}
+
+/// Copies into memory that may be gone.
+///
+/// # Safety
+/// The same, and the mapping can be written.
+pub(crate) unsafe fn write(address: u64, bytes: &[u8]) -> Result<(), Gone> {
+    handle();
+    // SAFETY: the handler is set; the rest is the caller's word.
+    unsafe { copy::bytes(bytes.as_ptr(), address as *mut u8, bytes.len()) }
 }
 
 /// Has `act` called before the process ends here. It may do only what a signal handler may. The first one stays.
@@ -80,15 +99,6 @@ impl Watch {
     /// Why RAM was found missing, if that is so: the snapshot is shorter than it was.
     pub fn why(&self) -> Option<&'static str> {
         self.watched.is_shortened().then(|| self.watched.shortened.trim_end())
-    }
-
-    /// Copies whole words of memory that may be gone, as RAM that is looked after may be.
-    ///
-    /// # Safety
-    /// The address, in this process, and as many bytes as are wanted lie in a mapping that can be read.
-    pub(crate) unsafe fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), Gone> {
-        // SAFETY: the handler was set before there was a value of this type; the rest is the caller's word.
-        unsafe { copy::words(address, buf) }
     }
 }
 
@@ -132,8 +142,14 @@ fn find(address: usize) -> Option<&'static Watched> {
     std::iter::successors(first, |watched| watched.next).find(|watched| watched.holds(address))
 }
 
-/// Sets the handler. On an alternate stack if the thread has one, as Rust's own, which it may have to give way to.
+/// Sets the handler, once.
 fn handle() {
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(set);
+}
+
+/// On an alternate stack if the thread has one, as Rust's own, which it may have to give way to.
+fn set() {
     // SAFETY: a sigaction is plain numbers, for which zero is a value.
     let (mut ours, mut earlier): (libc::sigaction, libc::sigaction) = unsafe { zeroed() };
     ours.sa_sigaction = lost as extern "C" fn(_, _, _) as usize;

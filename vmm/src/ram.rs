@@ -13,15 +13,14 @@ mod page_map;
 mod page_scan;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
-use crate::lost_ram::{self, Gone, WORD, Watch};
+use crate::lost_ram::{self, Gone, Watch};
 use changes::Changes;
 pub use changes::{ChangesError, Epoch};
 use devices::{Marks, Memory, MemoryRegion};
 pub(crate) use fresh::fresh;
 use layers::Mapped;
 pub use layers::{Layer, MAPPED_MAX};
-pub(crate) use page_map::GONE;
-use page_map::{PageMap, SHORTENED};
+use page_map::PageMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -45,15 +44,21 @@ pub enum RamError {
         /// What the host said.
         reason: String,
     },
-    /// The process's own view of its memory could not be opened.
+    /// The memory of a copy of this process could not be opened.
     #[error("cannot open {path}, by which guest RAM is looked at")]
-    OwnMemory {
+    CopiedMemory {
         /// `pagemap` or `mem`.
         path: String,
         /// What the host said.
         source: io::Error,
     },
 }
+
+/// Why RAM that is mapped from a file can't be read or written.
+const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
+/// Why frozen RAM can't be read.
+pub(crate) const GONE: &str =
+    "the copy of this process that has it as it was is gone: the host may be short of memory";
 
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -83,14 +88,14 @@ pub struct GuestRam {
 }
 
 /// What guest RAM is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Kind {
     /// Memory of this process.
     Fresh,
     /// A snapshot, mapped privately.
     Mapped,
-    /// Either of them, as a child of this process has it.
-    Frozen,
+    /// Either of them, as a child of this process has it, whose memory this is.
+    Frozen(Arc<File>),
 }
 
 /// Memory that a guest may read beside its RAM: no part of a snapshot, and out of its devices' reach.
@@ -102,11 +107,11 @@ pub struct Window {
     pub memory: Memory,
 }
 
-/// Writes guest RAM, wherever that is. Where it is a snapshot's mapping, by a system call, as it is read.
+/// Writes guest RAM, wherever that is.
 #[derive(Clone, Debug)]
 pub struct RamWriter {
     memory: Memory,
-    mem: Option<Arc<File>>,
+    is_mapped: bool,
 }
 
 impl RamWriter {
@@ -115,13 +120,14 @@ impl RamWriter {
     /// # Errors
     /// There is no RAM, or the snapshot that it is mapped from has lost this part of it.
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
-        let Some(mem) = &self.mem else {
+        if !self.is_mapped {
             return self.memory.write_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other);
-        };
+        }
         let target = self.memory.get_slice(GuestAddress(gpa), bytes.len()).map_err(io::Error::other)?;
-        let written = mem.write_all_at(bytes, target.ptr_guard().as_ptr() as u64);
+        // SAFETY: the slice is in RAM's mapping, which can be written and to which nobody has a reference.
+        let written = unsafe { lost_ram::write(target.ptr_guard_mut().as_ptr() as u64, bytes) };
         target.bitmap().mark_dirty(0, bytes.len());
-        written.map_err(|_| io::Error::other(SHORTENED))
+        written.map_err(|Gone| io::Error::other(SHORTENED))
     }
 }
 
@@ -133,7 +139,7 @@ impl GuestRam {
     pub fn new(bytes: u64) -> Result<Self, RamError> {
         let regions = ram_ranges(bytes).into_iter().map(|(gpa, len)| fresh(gpa, len));
         let memory = collect(regions.collect::<Result<_, _>>()?)?;
-        Ok(Self::of(memory, Kind::Fresh, PageMap::open(None)?))
+        Ok(Self::of(memory, Kind::Fresh))
     }
 
     /// Memory from address 0 on with these bytes, whole pages.
@@ -145,11 +151,11 @@ impl GuestRam {
         let failed = |reason: GuestMemoryError| unmapped(0, bytes.len() as u64, reason);
         let memory = collect(vec![region])?;
         memory.write_slice(bytes, GuestAddress(0)).map_err(failed)?;
-        Ok(Self::of(memory, Kind::Fresh, PageMap::open(None)?))
+        Ok(Self::of(memory, Kind::Fresh))
     }
 
-    fn of(memory: Memory, kind: Kind, pages: PageMap) -> Self {
-        let (pages, layers, changes) = (Arc::new(pages), Arc::default(), Arc::default());
+    fn of(memory: Memory, kind: Kind) -> Self {
+        let (pages, layers, changes) = (Arc::default(), Arc::default(), Arc::default());
         Self { memory, windows: Vec::new(), pages, kind, watches: Vec::new(), layers, changes }
     }
 
@@ -160,7 +166,7 @@ impl GuestRam {
     pub fn from_snapshot(file: File, ranges: &[FileRange]) -> Result<Self, RamError> {
         let file = Arc::new(file);
         let regions = ranges.iter().map(|range| map(&file, *range)).collect::<Result<_, _>>()?;
-        Ok(Self::of(collect(regions)?, Kind::Mapped, PageMap::open(None)?))
+        Ok(Self::of(collect(regions)?, Kind::Mapped))
     }
 
     /// The same, and if the snapshot at `path`, which it is mapped from, is shortened, that is told; see [`lost_ram`].
@@ -196,7 +202,8 @@ impl GuestRam {
     /// # Errors
     /// The child's memory can't be looked at.
     pub(crate) fn as_in(&self, child: i32) -> Result<Self, RamError> {
-        Ok(Self { pages: Arc::new(PageMap::open(Some(child))?), kind: Kind::Frozen, ..self.clone() })
+        let pages = PageMap::of(open_memory(child, "pagemap")?).into();
+        Ok(Self { pages, kind: Kind::Frozen(open_memory(child, "mem")?.into()), ..self.clone() })
     }
 
     /// Has the host put small pages together to huge ones again, where most of a huge one is there, as long as `go_on` says so. The next copy of the
@@ -243,15 +250,12 @@ impl GuestRam {
 
     /// A way to write guest memory for those who don't own it.
     pub fn writer(&self) -> RamWriter {
-        RamWriter {
-            memory: self.memory.clone(),
-            mem: (self.kind == Kind::Mapped).then(|| self.pages.mem.clone()),
-        }
+        RamWriter { memory: self.memory.clone(), is_mapped: self.is_mapped() }
     }
 
     /// Whether it is a snapshot, mapped.
     pub(crate) fn is_mapped(&self) -> bool {
-        self.kind == Kind::Mapped
+        matches!(self.kind, Kind::Mapped)
     }
 
     /// How many pages of it this process has, be they its own or a file's.
@@ -291,18 +295,21 @@ impl GuestRam {
     /// # Errors
     /// An address outside RAM, or a snapshot that lost its end while in use.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        if self.kind == Kind::Fresh {
-            return self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other);
-        }
-        let host = self.host_address(gpa, buf.len() as u64).ok_or_else(|| outside(gpa))?;
-        match self.watches.first() {
-            Some(watch) if self.kind == Kind::Mapped && buf.len().is_multiple_of(WORD) => {
-                // SAFETY: a range of RAM, which is mapped for as long as this value lives.
-                unsafe { watch.read(host, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
+        let host = || self.host_address(gpa, buf.len() as u64).ok_or_else(|| outside(gpa));
+        match &self.kind {
+            Kind::Fresh => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other),
+            // SAFETY: a range of RAM, which is mapped for as long as this value lives, and to which nobody has a reference.
+            Kind::Mapped => {
+                unsafe { lost_ram::read(host()?, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
             }
-            _ => self.pages.read(host, buf),
+            Kind::Frozen(memory) => memory.read_exact_at(buf, host()?).map_err(|_| io::Error::other(GONE)),
         }
     }
+}
+
+fn open_memory(child: i32, file: &str) -> Result<File, RamError> {
+    let path = format!("/proc/{child}/{file}");
+    File::open(&path).map_err(|source| RamError::CopiedMemory { path, source })
 }
 
 pub(crate) fn outside(gpa: u64) -> io::Error {
@@ -428,9 +435,13 @@ mod tests {
         ram.read(0, &mut chunk).unwrap();
         assert!(chunk.iter().all(|byte| *byte == 1));
         // What the guest has written there is lost as well.
-        for (gpa, len) in [((1 << 20) + 4096, 1 << 20), (2 << 20, 8192), (2 << 20, 12)] {
+        for (gpa, len) in [((1 << 20) + 4096, 1 << 20), (2 << 20, 8192), (2 << 20, 12), (2 << 20, 3)] {
             assert!(ram.read(gpa, &mut chunk[..len]).is_err(), "{len} bytes at {gpa:#x}");
+            assert!(ram.writer().write(gpa, &chunk[..len]).is_err(), "{len} bytes to {gpa:#x}");
         }
+        ram.writer().write(5, b"still here").unwrap();
+        ram.read(3, &mut chunk[..13]).unwrap();
+        assert_eq!(&chunk[..13], b"\x01\x01still here\x01");
     }
 
     #[test]

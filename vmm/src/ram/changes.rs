@@ -202,7 +202,7 @@ impl GuestRam {
     /// Refuses any other snapshot than the one that this RAM is mapped from.
     pub(crate) fn expect_origin(&self, parent: &Parent) -> Result<(), ChangesError> {
         self.expect_known_since(parent)?;
-        let is_origin = self.kind != Kind::Fresh && self.changes.known().is_origin(parent);
+        let is_origin = !matches!(self.kind, Kind::Fresh) && self.changes.known().is_origin(parent);
         if is_origin { Ok(()) } else { Err(ChangesError::Unknown { parent: parent.generation }) }
     }
 

@@ -3,7 +3,7 @@
 //! In: ranges of guest RAM that is mapped from a file. Out: their pages in the page cache, mapped; or which pages a guest has used. Holds:
 //! what is fetched is the file's and stays everybody's; nothing here is written to.
 
-use super::{GuestRam, Kind, PAGE_SIZE};
+use super::{GuestRam, PAGE_SIZE};
 use snapshot::RamRange;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -33,7 +33,7 @@ impl GuestRam {
     /// The host doesn't tell.
     pub fn used(&self, gap: u64) -> io::Result<Vec<RamRange>> {
         let mut used: Vec<RamRange> = Vec::new();
-        for region in self.memory.iter().filter(|_| self.kind == Kind::Mapped) {
+        for region in self.memory.iter().filter(|_| self.is_mapped()) {
             let start = region.start_addr().0;
             self.pages.each_page(region.as_ptr() as u64, region.len(), |page| {
                 let gpa = start + page * PAGE_SIZE;

@@ -3,8 +3,7 @@
 //! In: ranges of guest RAM. Out: what the files have there. Holds: they are read by system calls, so that a file that lost bytes is an error; a range
 //! of which nothing is mapped any more, because the guest gave it up, is the caller's to know.
 
-use super::page_map::SHORTENED;
-use super::{GuestRam, holds_data, outside};
+use super::{GuestRam, SHORTENED, holds_data, outside};
 use crate::layout::PAGE_SIZE;
 use snapshot::PageSet;
 use std::io;
@@ -53,7 +52,7 @@ impl GuestRam {
         let regions = self.memory.iter().map(|region| super::fresh(region.start_addr().0, region.len()));
         let memory = super::collect(regions.collect::<Result<_, _>>()?)?;
         memory.iter().for_each(|region| super::advise(region, libc::MADV_NOHUGEPAGE));
-        Ok(Self::of(memory, super::Kind::Fresh, super::PageMap::open(None)?))
+        Ok(Self::of(memory, super::Kind::Fresh))
     }
 
     /// Guest addresses and lengths of runs of these pages.

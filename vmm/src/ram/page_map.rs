@@ -1,20 +1,15 @@
-//! A process's memory, seen by system calls: which pages it has, and their bytes.
+//! A process's pages, as the kernel tells of them: which it has, and which are its own.
 //!
-//! In: addresses in that process. Out: what is there. Holds: what is gone is an error, where a load would be a SIGBUS: whoever may write
-//! to a snapshot that RAM is mapped from can shorten it.
+//! In: addresses in that process. Out: their pages' numbers. Holds: nothing is opened before it is needed, which is not on a restore's way to
+//! the first instruction.
 
-use super::{RamError, page_scan};
+use super::page_scan;
 use crate::layout::PAGE_SIZE;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, OnceLock};
-
-pub(super) const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
-/// Why frozen RAM can't be read.
-pub(crate) const GONE: &str =
-    "the copy of this process that has it as it was is gone: the host may be short of memory";
+use std::sync::OnceLock;
 
 /// Bits of an entry's highest byte (Documentation/admin-guide/mm/pagemap.rst): present, swapped out; a file's page.
 const HERE: u8 = 0b1100_0000;
@@ -22,31 +17,17 @@ const OF_A_FILE: u8 = 0b0010_0000;
 /// Bytes of entries that are read at a time: for 32 MiB.
 const ENTRIES: u64 = 64 << 10;
 
-/// The memory of one process.
-#[derive(Debug)]
+/// The pages of one process.
+#[derive(Debug, Default)]
 pub(super) struct PageMap {
-    /// A child's is opened with it. This process's own is opened when it is needed first, which is not on a restore's way to the first
-    /// instruction.
+    /// A child's is there from the start.
     pagemap: OnceLock<File>,
-    pub(super) mem: Arc<File>,
-    /// Why a read fails.
-    lost: &'static str,
 }
 
 impl PageMap {
-    /// Of this process, or of a child of it.
-    pub(super) fn open(process: Option<i32>) -> Result<Self, RamError> {
-        let directory = process.map_or_else(|| "/proc/self".to_owned(), |id| format!("/proc/{id}"));
-        let open = |file: &'static str, write| {
-            let opened = File::options().read(true).write(write).open(format!("{directory}/{file}"));
-            opened.map_err(|source| RamError::OwnMemory { path: format!("{directory}/{file}"), source })
-        };
-        let lost = if process.is_none() { SHORTENED } else { GONE };
-        let pagemap = OnceLock::new();
-        if process.is_some() {
-            let _ = pagemap.set(open("pagemap", false)?);
-        }
-        Ok(Self { pagemap, mem: Arc::new(open("mem", process.is_none())?), lost })
+    /// Of the process whose map this is. Without one it is this process's.
+    pub(super) fn of(pagemap: File) -> Self {
+        Self { pagemap: pagemap.into() }
     }
 
     fn pagemap(&self) -> io::Result<&File> {
@@ -113,10 +94,6 @@ impl PageMap {
         }
         Ok(())
     }
-
-    pub(super) fn read(&self, host: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.mem.read_exact_at(buf, host).map_err(|_| io::Error::other(self.lost))
-    }
 }
 
 fn is_own(entry: u8) -> bool {
@@ -158,7 +135,7 @@ mod tests {
         file.set_len(LEN).unwrap();
         file.write_all_at(&vec![1; LEN as usize / 2], 0).unwrap();
         let ram = GuestRam::from_snapshot(file, &[FileRange { gpa: 0, len: LEN, offset: 0 }]).unwrap();
-        let pages = PageMap::open(None).unwrap();
+        let pages = PageMap::default();
         assert!(own(&ram, &pages).is_empty());
         read_all(&ram);
         assert!(own(&ram, &pages).is_empty());
@@ -172,7 +149,7 @@ mod tests {
     #[test]
     fn fresh_memory_is_ones_own_in_small_pages_and_in_huge_ones() {
         let ram = GuestRam::new(LEN).unwrap();
-        let pages = PageMap::open(None).unwrap();
+        let pages = PageMap::default();
         assert!(own(&ram, &pages).is_empty());
         ram.memory().write_obj(2u8, GuestAddress(5 << 20)).unwrap();
         assert!(own(&ram, &pages).contains(&(5 << 8)));
