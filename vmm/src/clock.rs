@@ -64,6 +64,18 @@ impl Moment {
         Ok(best.moment)
     }
 
+    /// The same where all TSCs count as the host's does, in one call: KVM says of which host TSC kvmclock's reading is. `None` where it doesn't
+    /// (its master clock does not run).
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn of_unscaled(vm: &VmFd) -> Result<Option<Self>, Ioctl> {
+        let now = vm.get_clock().during("KVM_GET_CLOCK")?;
+        let clock = ClockState { clock: now.clock, realtime: realtime(&now) };
+        let told = now.flags & KVM_CLOCK_HOST_TSC != 0;
+        Ok(told.then_some(Self { clock, host_tsc: Some(now.host_tsc) }))
+    }
+
     /// The vCPU's TSC at this moment; `None` where KVM has no offsets.
     pub fn tsc(&self, vcpu: &VcpuFd) -> Option<u64> {
         Some(self.host_tsc?.wrapping_add(kvm::tsc_offset(vcpu)?))

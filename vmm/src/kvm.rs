@@ -10,8 +10,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::ops::Range;
 use vmm_sys_util::errno;
-use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 /// A KVM call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,7 @@ impl<T> During<T> for Result<T, errno::Error> {
 mod numbers {
     use super::*;
 
+    ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
     ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
     ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -98,6 +99,14 @@ pub fn pre_fault(vcpu: &VcpuFd, gpa: u64, size: u64) -> Result<(), Ioctl> {
 /// Whether [`pre_fault`] can do anything here: Linux 6.10 and later, with nested paging.
 pub fn can_pre_fault(kvm: &Kvm) -> bool {
     kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0
+}
+
+/// The frequency that the TSC of a vCPU of this VM has unless it is told another, in kHz: the host's. `None` where KVM says it of vCPUs only
+/// (before Linux 5.18).
+pub fn tsc_khz(vm: &VmFd) -> Option<u32> {
+    // SAFETY: the fd is a VM's; the call takes and writes nothing.
+    let khz = unsafe { ioctl(vm, KVM_GET_TSC_KHZ()) };
+    u32::try_from(khz).ok().filter(|khz| *khz != 0)
 }
 
 /// The vCPU's TSC offset (`KVM_VCPU_TSC_OFFSET`): guest TSC = scaled host TSC + offset. `None` where KVM has no such

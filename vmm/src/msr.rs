@@ -17,6 +17,10 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 /// promises the guest no later write (Documentation/virt/kvm/x86/msr.rst), so by now that memory may hold something else.
 const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 
+/// Where kvmclock tells the time (old and new number), and the bit that has it do so.
+const SYSTEM_TIME: [u32; 2] = [0x12, 0x4b56_4d01];
+const SYSTEM_TIME_ON: u64 = 1;
+
 /// Registers in one call: as many as KVM takes.
 const BATCH: usize = 255;
 
@@ -67,6 +71,11 @@ impl MsrState {
             None => self.saved.push((index, value)),
         }
     }
+}
+
+/// Whether a guest with these has a kvmclock.
+pub fn has_kvmclock(state: &MsrState) -> bool {
+    SYSTEM_TIME.iter().any(|index| state.get(*index).is_some_and(|value| value & SYSTEM_TIME_ON != 0))
 }
 
 /// Every register that a vCPU of this host may hold: KVM's list, the MTRRs, the machine check banks.

@@ -295,14 +295,14 @@ impl GuestRam {
     /// # Errors
     /// An address outside RAM, or a snapshot that lost its end while in use.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        let host = || self.host_address(gpa, buf.len() as u64).ok_or_else(|| outside(gpa));
+        let host = self.host_address(gpa, buf.len() as u64).ok_or_else(|| outside(gpa))?;
         match &self.kind {
             Kind::Fresh => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other),
-            // SAFETY: a range of RAM, which is mapped for as long as this value lives, and to which nobody has a reference.
             Kind::Mapped => {
-                unsafe { lost_ram::read(host()?, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
+                // SAFETY: a range of RAM, which is mapped for as long as this value lives, and to which nobody has a reference.
+                unsafe { lost_ram::read(host, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
             }
-            Kind::Frozen(memory) => memory.read_exact_at(buf, host()?).map_err(|_| io::Error::other(GONE)),
+            Kind::Frozen(memory) => memory.read_exact_at(buf, host).map_err(|_| io::Error::other(GONE)),
         }
     }
 }

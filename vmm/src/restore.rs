@@ -170,7 +170,9 @@ fn restore_vcpus(
     };
     each(&|vcpu, state| vcpu.restore_tsc_frequency(state))?;
     clock::set(vm, &state.vm.clock, time)?;
-    let now = Moment::read(vm, &vcpus[0].fd)?;
+    let unscaled = state.vcpus.iter().all(|vcpu| host.has_tsc_of(vcpu));
+    let told = if unscaled { Moment::of_unscaled(vm)? } else { None };
+    let now = told.map_or_else(|| Moment::read(vm, &vcpus[0].fd), Ok)?;
     let passed = now.since(&state.vm.clock);
     each(&|vcpu, state| vcpu.restore(state, &now, passed))?;
     Ok(vcpus)

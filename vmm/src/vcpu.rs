@@ -6,6 +6,7 @@
 use crate::clock::Moment;
 use crate::cpuid;
 use crate::kvm::{During, Ioctl};
+use crate::msr;
 use crate::vcpu_state::{self, HostVcpu, VcpuState, VcpuStateError};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -24,6 +25,8 @@ pub struct Vcpu {
     pub fd: VcpuFd,
     host: Arc<HostVcpu>,
     cpuid: Vec<kvm_cpuid_entry2>,
+    /// Whether its guest may use kvmclock.
+    may_have_clock: Cell<bool>,
 }
 
 thread_local! {
@@ -54,7 +57,7 @@ impl Vcpu {
     ) -> Result<Self, Ioctl> {
         let fd = vm.create_vcpu(u64::from(index)).during("KVM_CREATE_VCPU")?;
         fd.set_cpuid2(&cpuid::to_kvm(&cpuid)?).during("KVM_SET_CPUID2")?;
-        Ok(Self { fd, host, cpuid })
+        Ok(Self { fd, host, cpuid, may_have_clock: Cell::new(true) })
     }
 
     /// Its state; it must be stopped, with its last I/O completed.
@@ -70,7 +73,7 @@ impl Vcpu {
     /// # Errors
     /// This host can't give that frequency.
     pub fn restore_tsc_frequency(&self, state: &VcpuState) -> Result<(), VcpuStateError> {
-        vcpu_state::restore_tsc_frequency(&self.fd, state)
+        vcpu_state::restore_tsc_frequency(&self.fd, &self.host, state)
     }
 
     /// Puts a state into it, `passed` nanoseconds of guest time after it was read.
@@ -78,13 +81,17 @@ impl Vcpu {
     /// # Errors
     /// The first value that KVM would not take.
     pub fn restore(&self, state: &VcpuState, now: &Moment, passed: u64) -> Result<(), VcpuStateError> {
+        self.may_have_clock.set(msr::has_kvmclock(&state.msrs));
         vcpu_state::restore(&self.fd, &self.host, state, now, passed)
     }
 
     /// Tells a guest that uses kvmclock that it was stopped, so that its watchdogs don't count the time. A guest that
-    /// doesn't use it, or not yet, makes KVM answer EINVAL, which is fine.
+    /// doesn't use it, or not yet, makes KVM answer EINVAL, which is fine, and takes as long; one that is to run for the first time after a
+    /// state of which it is known isn't told.
     pub fn tell_was_stopped(&self) {
-        let _ = self.fd.kvmclock_ctrl();
+        if self.may_have_clock.replace(true) {
+            let _ = self.fd.kvmclock_ctrl();
+        }
     }
 
     /// Binds the vCPU to the calling thread: from now on a kick of this thread stops it. The binding must end before the vCPU is

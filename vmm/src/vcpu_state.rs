@@ -131,6 +131,15 @@ pub struct HostVcpu {
     pub msr_list: Vec<u32>,
     /// Bytes of an XSAVE area (`KVM_CAP_XSAVE2`).
     pub xsave_size: usize,
+    /// Frequency of a TSC that is told no other, in kHz, if KVM says it.
+    pub tsc_khz: Option<u32>,
+}
+
+impl HostVcpu {
+    /// Whether a TSC that is to have this state's frequency surely has it, and counts as the host's does.
+    pub fn has_tsc_of(&self, state: &VcpuState) -> bool {
+        state.tsc_khz.is_none() || state.tsc_khz == self.tsc_khz
+    }
 }
 
 /// Reads everything. The vCPU must be stopped, with no I/O left to complete.
@@ -231,9 +240,13 @@ fn xsave_of(size: usize) -> Xsave {
 ///
 /// # Errors
 /// This host has another and can't scale it.
-pub fn restore_tsc_frequency(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
+pub fn restore_tsc_frequency(
+    vcpu: &VcpuFd,
+    host: &HostVcpu,
+    state: &VcpuState,
+) -> Result<(), VcpuStateError> {
     match state.tsc_khz {
-        Some(khz) if vcpu.get_tsc_khz().ok() != Some(khz) => {
+        Some(khz) if !host.has_tsc_of(state) && vcpu.get_tsc_khz().ok() != Some(khz) => {
             let set = vcpu.set_tsc_khz(khz).during("KVM_SET_TSC_KHZ");
             set.map_err(|source| VcpuStateError::TscFrequency { khz, source })
         }

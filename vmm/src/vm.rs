@@ -4,7 +4,7 @@
 //! registered before the interrupt controllers are created, since on a host with shadow paging the other order costs
 //! milliseconds for each GiB.
 
-use crate::kvm::{During, Ioctl};
+use crate::kvm::{self, During, Ioctl};
 use crate::layout;
 use crate::ram::GuestRam;
 use crate::vcpu_state::HostVcpu;
@@ -119,7 +119,8 @@ fn tell_all_events(vm: &VmFd) -> Result<(), Ioctl> {
 
 /// What saving a vCPU of this VM needs to know.
 pub fn host_vcpu(vm: &VmFd, msr_list: Vec<u32>) -> HostVcpu {
-    HostVcpu { msr_list, xsave_size: vm.check_extension_int(Cap::Xsave2).max(4096) as usize }
+    let xsave_size = vm.check_extension_int(Cap::Xsave2).max(4096) as usize;
+    HostVcpu { msr_list, xsave_size, tsc_khz: kvm::tsc_khz(vm) }
 }
 
 /// Guest RAM takes the first slots, in order; windows follow.
