@@ -155,6 +155,7 @@ pub fn tsc_after(tsc: u64, khz: u32, nanoseconds: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm;
 
     #[test]
     fn a_day_of_ticks() {
@@ -185,6 +186,20 @@ mod tests {
             assert_eq!((look.error, look.moment.host_tsc), (20, scaled));
             assert_eq!(look.moment.clock, ClockState { clock: 120, realtime: 27 });
         }
+    }
+
+    #[test]
+    fn one_reading_of_the_vms_clock_is_as_good_as_a_look_at_a_vcpu() {
+        let vm = vm::create(&vm::open().unwrap(), None).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        assert_eq!(kvm::tsc_khz(&vm), vcpu.get_tsc_khz().ok());
+        let told = vm.get_clock().unwrap().flags & KVM_CLOCK_HOST_TSC != 0;
+        let before = Moment::read(&vm, &vcpu).unwrap();
+        let now = Moment::of_unscaled(&vm).unwrap();
+        let after = Moment::read(&vm, &vcpu).unwrap();
+        assert_eq!(now.is_some(), told);
+        assert!(now.is_none_or(|now| (before.host_tsc..=after.host_tsc).contains(&now.host_tsc)));
+        assert!(now.is_none_or(|now| (before.clock.clock..=after.clock.clock).contains(&now.clock.clock)));
     }
 
     #[test]

@@ -152,3 +152,17 @@ fn entries(list: impl Iterator<Item = (u32, u64)>) -> Msrs {
         list.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
     Msrs::from_entries(&entries).expect("a batch is shorter than KVM's limit")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvmclock_is_there_when_its_address_is_on() {
+        let of = |index, value| MsrState { saved: vec![(TSC, 1), (index, value)], skipped: Vec::new() };
+        for index in SYSTEM_TIME {
+            assert!(has_kvmclock(&of(index, 0x1001)) && !has_kvmclock(&of(index, 0x1000)));
+        }
+        assert!(!has_kvmclock(&of(WALL_CLOCK[0], 0x1001)));
+    }
+}
