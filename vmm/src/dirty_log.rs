@@ -10,7 +10,7 @@
 //! | the guest, and KVM for it (clock pages, an emulated instruction) | KVM's dirty log |
 //! | virtio devices: data and rings | `devices::Marks`, which `vm-memory` sets with each write |
 //! | the host's kernel, for a disk: `preadv`, io_uring | the same, set by `disk::job` before anybody hears of the read's end |
-//! | the generation id, by a system call | the same, set by `ram::RamWriter` |
+//! | the generation id, by a copy of its own | the same, set by `ram::RamWriter` |
 //! | memory that the guest gives back, which reads as zero or as the snapshot's then | the same, set by `discard` |
 //!
 //! Boot loaders, the restore stub and a chain's copied layers write before there is a machine to watch. A window on another kernel's memory

@@ -117,7 +117,7 @@ fn tell_all_events(vm: &VmFd) -> Result<(), Ioctl> {
     Ok(())
 }
 
-/// What saving a vCPU of this VM needs to know.
+/// What saving and restoring a vCPU of this VM needs to know.
 pub fn host_vcpu(vm: &VmFd, msr_list: Vec<u32>) -> HostVcpu {
     let xsave_size = vm.check_extension_int(Cap::Xsave2).max(4096) as usize;
     HostVcpu { msr_list, xsave_size, tsc_khz: kvm::tsc_khz(vm) }
