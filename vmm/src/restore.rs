@@ -171,11 +171,16 @@ fn restore_vcpus(
     each(&|vcpu, state| vcpu.restore_tsc_frequency(state))?;
     clock::set(vm, &state.vm.clock, time)?;
     let unscaled = state.vcpus.iter().all(|vcpu| host.has_tsc_of(vcpu));
-    let told = if unscaled { Moment::of_unscaled(vm)? } else { None };
-    let now = told.map_or_else(|| Moment::read(vm, &vcpus[0].fd), Ok)?;
+    let now = now(vm, &vcpus[0], unscaled)?;
     let passed = now.since(&state.vm.clock);
     each(&|vcpu, state| vcpu.restore(state, &now, passed))?;
     Ok(vcpus)
+}
+
+/// By the shortest way that there is.
+fn now(vm: &VmFd, vcpu: &Vcpu, unscaled: bool) -> Result<Moment, Ioctl> {
+    let told = if unscaled { Moment::of_unscaled(vm)? } else { None };
+    told.map_or_else(|| Moment::read(vm, &vcpu.fd), Ok)
 }
 
 fn start_threads(first: Option<Seat>, vcpus: Vec<Vcpu>, buses: &Buses) -> io::Result<Vcpus> {
