@@ -4,6 +4,7 @@
 //! which chunks were never touched. Holds: all of it is private, so that a copy of the process keeps it as it was ([`crate::frozen`]); a
 //! restored guest's is a mapping of its snapshot, so that the file never changes and clones share its pages.
 
+mod bytes;
 mod changes;
 mod fetch;
 mod fresh;
@@ -13,7 +14,10 @@ mod page_map;
 mod page_scan;
 
 use crate::layout::{PAGE_SIZE, ram_ranges};
-use crate::lost_ram::{self, Gone, Watch};
+use crate::lost_ram::{self, Watch};
+pub use bytes::RamWriter;
+use bytes::SHORTENED;
+pub(crate) use bytes::{GONE, outside};
 use changes::Changes;
 pub use changes::{ChangesError, Epoch};
 use devices::{Marks, Memory, MemoryRegion};
@@ -23,11 +27,9 @@ pub use layers::{Layer, MAPPED_MAX};
 use page_map::PageMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use vm_memory::bitmap::{Bitmap, NewBitmap};
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
@@ -53,12 +55,6 @@ pub enum RamError {
         source: io::Error,
     },
 }
-
-/// Why RAM that is mapped from a file can't be read or written.
-const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
-/// Why frozen RAM can't be read.
-pub(crate) const GONE: &str =
-    "the copy of this process that has it as it was is gone: the host may be short of memory";
 
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -105,30 +101,6 @@ pub struct Window {
     pub base: u64,
     /// What is seen.
     pub memory: Memory,
-}
-
-/// Writes guest RAM, wherever that is.
-#[derive(Clone, Debug)]
-pub struct RamWriter {
-    memory: Memory,
-    is_mapped: bool,
-}
-
-impl RamWriter {
-    /// Writes `bytes` at a guest physical address.
-    ///
-    /// # Errors
-    /// There is no RAM, or the snapshot that it is mapped from has lost this part of it.
-    pub fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
-        if !self.is_mapped {
-            return self.memory.write_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other);
-        }
-        let target = self.memory.get_slice(GuestAddress(gpa), bytes.len()).map_err(io::Error::other)?;
-        // SAFETY: the slice is in RAM's mapping, which can be written and to which nobody has a reference.
-        let written = unsafe { lost_ram::write(target.ptr_guard_mut().as_ptr() as u64, bytes) };
-        target.bitmap().mark_dirty(0, bytes.len());
-        written.map_err(|Gone| io::Error::other(SHORTENED))
-    }
 }
 
 impl GuestRam {
@@ -248,11 +220,6 @@ impl GuestRam {
         &self.windows
     }
 
-    /// A way to write guest memory for those who don't own it.
-    pub fn writer(&self) -> RamWriter {
-        RamWriter { memory: self.memory.clone(), is_mapped: self.is_mapped() }
-    }
-
     /// Whether it is a snapshot, mapped.
     pub(crate) fn is_mapped(&self) -> bool {
         matches!(self.kind, Kind::Mapped)
@@ -276,44 +243,11 @@ impl GuestRam {
         let own = |region: &MemoryRegion| self.pages.pages_of_its_own(region.as_ptr() as u64, region.len());
         self.memory.iter().map(|region| own(region).unwrap_or(0) * PAGE_SIZE).sum()
     }
-
-    /// Reads guest bytes; `false`, with nothing read, when they are surely all zero because they were never touched.
-    ///
-    /// # Errors
-    /// An address outside RAM, a host that won't say what was touched, or a snapshot that lost its end while in use.
-    pub fn read_touched(&self, gpa: u64, buf: &mut [u8]) -> io::Result<bool> {
-        let (region, start) = self.memory.to_region_addr(GuestAddress(gpa)).ok_or_else(|| outside(gpa))?;
-        let (host, len) = (region.as_ptr() as u64 + start.0, buf.len() as u64);
-        if !self.origin_has_data(gpa, len)? && !self.pages.has_pages(host, len)? {
-            return Ok(false);
-        }
-        self.read(gpa, buf).map(|()| true)
-    }
-
-    /// Reads guest bytes.
-    ///
-    /// # Errors
-    /// An address outside RAM, or a snapshot that lost its end while in use.
-    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        let host = self.host_address(gpa, buf.len() as u64).ok_or_else(|| outside(gpa))?;
-        match &self.kind {
-            Kind::Fresh => self.memory.read_slice(buf, GuestAddress(gpa)).map_err(io::Error::other),
-            Kind::Mapped => {
-                // SAFETY: a range of RAM, which is mapped for as long as this value lives, and to which nobody has a reference.
-                unsafe { lost_ram::read(host, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
-            }
-            Kind::Frozen(memory) => memory.read_exact_at(buf, host).map_err(|_| io::Error::other(GONE)),
-        }
-    }
 }
 
 fn open_memory(child: i32, file: &str) -> Result<File, RamError> {
     let path = format!("/proc/{child}/{file}");
     File::open(&path).map_err(|source| RamError::CopiedMemory { path, source })
-}
-
-pub(crate) fn outside(gpa: u64) -> io::Error {
-    io::Error::other(format!("no guest RAM at {gpa:#x}"))
 }
 
 fn map(file: &Arc<File>, range: FileRange) -> Result<MemoryRegion, RamError> {
@@ -355,24 +289,11 @@ fn collect(regions: Vec<MemoryRegion>) -> Result<Memory, RamError> {
     Memory::from_regions(regions).map_err(|error| unmapped(0, 0, error))
 }
 
-/// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`). Past its end there is no hole, though
-/// `lseek` answers alike: bytes are missing.
-fn holds_data(file: &File, offset: u64, len: u64) -> io::Result<bool> {
-    // SAFETY: the fd is open; the call moves only its offset, which nothing here uses.
-    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
-    if found >= 0 {
-        return Ok((found as u64) < offset + len);
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() != Some(libc::ENXIO) => Err(error),
-        _ if file.metadata()?.len() < offset + len => Err(io::Error::other(SHORTENED)),
-        _ => Ok(false),
-    }
-}
-
 /// RAM that is mapped from a file with nothing but this byte, and the file.
 #[cfg(test)]
 pub(crate) fn of_file(byte: u8, len: u64) -> (File, GuestRam) {
+    use std::os::unix::fs::FileExt;
+
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&vec![byte; len as usize], 0).unwrap();
     let range = FileRange { gpa: 0, len, offset: 0 };
@@ -383,66 +304,6 @@ pub(crate) fn of_file(byte: u8, len: u64) -> (File, GuestRam) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_fresh_guest_has_touched_only_what_was_written() {
-        let ram = GuestRam::new(8 << 20).unwrap();
-        ram.memory().write_slice(b"here", GuestAddress(5 << 20)).unwrap();
-        let mut chunk = vec![0; 1 << 20];
-        assert!(!ram.read_touched(0, &mut chunk).unwrap());
-        assert!(ram.read_touched(5 << 20, &mut chunk).unwrap());
-        assert_eq!(&chunk[..4], b"here");
-    }
-
-    #[test]
-    fn a_restored_guest_reads_the_file_and_never_writes_it() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4 << 20).unwrap();
-        file.write_all_at(b"saved", 1 << 20).unwrap();
-        let range = FileRange { gpa: 0, len: 4 << 20, offset: 0 };
-        let ram = GuestRam::from_snapshot(file.try_clone().unwrap(), &[range]).unwrap();
-        ram.memory().write_slice(b"later", GuestAddress(3 << 20)).unwrap();
-        let mut chunk = vec![0; 1 << 20];
-        assert!(!ram.read_touched(0, &mut chunk).unwrap());
-        assert!(ram.read_touched(1 << 20, &mut chunk).unwrap());
-        assert_eq!(&chunk[..5], b"saved");
-        assert!(ram.read_touched(3 << 20, &mut chunk).unwrap());
-        assert_eq!(&chunk[..5], b"later");
-        let mut on_disk = [0; 5];
-        file.read_exact_at(&mut on_disk, 3 << 20).unwrap();
-        assert_eq!(on_disk, [0; 5]);
-    }
-
-    #[test]
-    fn a_snapshot_that_is_shortened_in_use_is_an_error() {
-        let (file, ram) = of_file(1, 4 << 20);
-        let mut chunk = vec![0; 1 << 20];
-        file.set_len((1 << 20) + 4096).unwrap();
-        assert!(ram.read_touched(0, &mut chunk).unwrap());
-        assert!(ram.read_touched(1 << 20, &mut chunk).is_err());
-        assert!(ram.read_touched(2 << 20, &mut chunk).is_err(), "lost bytes are not zeroes");
-    }
-
-    #[test]
-    fn so_it_is_where_ram_is_looked_after() {
-        let (file, ram) = of_file(1, 4 << 20);
-        let ram = ram.watched(Path::new("looked-after"));
-        ram.memory().write_slice(&[2; 8192], GuestAddress(2 << 20)).unwrap();
-        let mut chunk = vec![0; 1 << 20];
-        ram.read(2 << 20, &mut chunk[..8192]).unwrap();
-        assert_eq!(chunk[..8192], [2; 8192]);
-        file.set_len((1 << 20) + 4096).unwrap();
-        ram.read(0, &mut chunk).unwrap();
-        assert!(chunk.iter().all(|byte| *byte == 1));
-        // What the guest has written there is lost as well.
-        for (gpa, len) in [((1 << 20) + 4096, 1 << 20), (2 << 20, 8192), (2 << 20, 12), (2 << 20, 3)] {
-            assert!(ram.read(gpa, &mut chunk[..len]).is_err(), "{len} bytes at {gpa:#x}");
-            assert!(ram.writer().write(gpa, &chunk[..len]).is_err(), "{len} bytes to {gpa:#x}");
-        }
-        ram.writer().write(5, b"still here").unwrap();
-        ram.read(3, &mut chunk[..13]).unwrap();
-        assert_eq!(&chunk[..13], b"\x01\x01still here\x01");
-    }
 
     #[test]
     fn ram_goes_on_after_the_hole() {

@@ -3,11 +3,13 @@
 //! In: ranges of guest RAM. Out: what the files have there. Holds: they are read by system calls, so that a file that lost bytes is an error; a range
 //! of which nothing is mapped any more, because the guest gave it up, is the caller's to know.
 
-use super::{GuestRam, SHORTENED, holds_data, outside};
+use super::{GuestRam, SHORTENED, outside};
 use crate::layout::PAGE_SIZE;
 use snapshot::PageSet;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -35,7 +37,7 @@ impl GuestRam {
             buf.fill(0);
             return Ok(());
         };
-        let read = |file: &std::fs::File, part: &mut [u8], offset| {
+        let read = |file: &File, part: &mut [u8], offset| {
             file.read_exact_at(part, offset).map_err(|_| io::Error::other(SHORTENED))
         };
         read(behind.file(), buf, behind.start() + start.0)?;
@@ -66,5 +68,20 @@ impl GuestRam {
             };
             pages.runs(first - region.len() / PAGE_SIZE..first).map(place)
         })
+    }
+}
+
+/// Whether the file has anything but a hole in the range (`lseek(2)`, `SEEK_DATA`). Past its end there is no hole, though
+/// `lseek` answers alike: bytes are missing.
+fn holds_data(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    // SAFETY: the fd is open; the call moves only its offset, which nothing here uses.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
+    if found >= 0 {
+        return Ok((found as u64) < offset + len);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() != Some(libc::ENXIO) => Err(error),
+        _ if file.metadata()?.len() < offset + len => Err(io::Error::other(SHORTENED)),
+        _ => Ok(false),
     }
 }
