@@ -16,7 +16,7 @@ mod page_scan;
 use crate::layout::{PAGE_SIZE, ram_ranges};
 use crate::lost_ram::{self, Watch};
 pub use bytes::RamWriter;
-use bytes::SHORTENED;
+use bytes::shortened;
 pub(crate) use bytes::{GONE, outside};
 use changes::Changes;
 pub use changes::{ChangesError, Epoch};

@@ -11,8 +11,6 @@ use std::os::unix::fs::FileExt;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-/// Why RAM that is mapped from a file can't be read or written.
-pub(super) const SHORTENED: &str = "the file that it is mapped from was shortened meanwhile";
 /// Why frozen RAM can't be read.
 pub(crate) const GONE: &str =
     "the copy of this process that has it as it was is gone: the host may be short of memory";
@@ -37,7 +35,7 @@ impl RamWriter {
         // SAFETY: the slice is in RAM's mapping, which can be written and to which nobody has a reference.
         let written = unsafe { lost_ram::write(target.ptr_guard_mut().as_ptr() as u64, bytes) };
         target.bitmap().mark_dirty(0, bytes.len());
-        written.map_err(|Gone| io::Error::other(SHORTENED))
+        written.map_err(|Gone| shortened())
     }
 }
 
@@ -71,7 +69,7 @@ impl GuestRam {
             Kind::Mapped => {
                 let host = host(buf.len())?;
                 // SAFETY: a range of RAM, which is mapped for as long as this value lives, and to which nobody has a reference.
-                unsafe { lost_ram::read(host, buf) }.map_err(|Gone| io::Error::other(SHORTENED))
+                unsafe { lost_ram::read(host, buf) }.map_err(|Gone| shortened())
             }
             Kind::Frozen(memory) => {
                 let host = host(buf.len())?;
@@ -83,6 +81,11 @@ impl GuestRam {
 
 pub(crate) fn outside(gpa: u64) -> io::Error {
     io::Error::other(format!("no guest RAM at {gpa:#x}"))
+}
+
+/// Why RAM that is mapped from a file can't be read or written.
+pub(super) fn shortened() -> io::Error {
+    io::Error::other("the file that it is mapped from was shortened meanwhile")
 }
 
 #[cfg(test)]

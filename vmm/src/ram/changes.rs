@@ -7,7 +7,7 @@
 //! Of the snapshot that RAM is mapped from it is always known: whatever is not the file's is the process's own. Of others it is known while
 //! somebody watches all who write (`crate::dirty_log`); the time between two of them is an epoch.
 
-use super::{GuestRam, Kind, SHORTENED};
+use super::{GuestRam, Kind, shortened};
 use crate::layout::PAGE_SIZE;
 use snapshot::{GenerationId, PageSet, Parent};
 use std::io;
@@ -227,7 +227,7 @@ impl GuestRam {
             })?;
             first += region.len() / PAGE_SIZE;
         }
-        self.lost().map_or(Ok(own), |_| Err(io::Error::other(SHORTENED)))
+        self.lost().map_or(Ok(own), |_| Err(shortened()))
     }
 
     /// Pages that show nothing of the snapshot any more, though nobody wrote them.

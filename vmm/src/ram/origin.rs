@@ -3,7 +3,7 @@
 //! In: ranges of guest RAM. Out: what the files have there. Holds: they are read by system calls, so that a file that lost bytes is an error; a range
 //! of which nothing is mapped any more, because the guest gave it up, is the caller's to know.
 
-use super::{GuestRam, SHORTENED, outside};
+use super::{GuestRam, outside, shortened};
 use crate::layout::PAGE_SIZE;
 use snapshot::PageSet;
 use std::fs::File;
@@ -37,9 +37,8 @@ impl GuestRam {
             buf.fill(0);
             return Ok(());
         };
-        let read = |file: &File, part: &mut [u8], offset| {
-            file.read_exact_at(part, offset).map_err(|_| io::Error::other(SHORTENED))
-        };
+        let read =
+            |file: &File, part: &mut [u8], offset| file.read_exact_at(part, offset).map_err(|_| shortened());
         read(behind.file(), buf, behind.start() + start.0)?;
         let end = gpa + buf.len() as u64;
         self.layers_in(gpa..end).try_for_each(|layer| {
@@ -81,7 +80,7 @@ fn holds_data(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     }
     match io::Error::last_os_error() {
         error if error.raw_os_error() != Some(libc::ENXIO) => Err(error),
-        _ if file.metadata()?.len() < offset + len => Err(io::Error::other(SHORTENED)),
+        _ if file.metadata()?.len() < offset + len => Err(shortened()),
         _ => Ok(false),
     }
 }
