@@ -21,15 +21,16 @@ use std::process::{Command, Stdio};
 /// two vCPUs was seen to panic so, once in some thirty runs of everything. The lab's own kernel has
 /// once died of the like, a 6.12 with guests under way: entry after entry until the stack was full. `death.rs` is about that.
 ///
-/// Another, of 10.0.13, of which the cause is not known: a 6.12 guest with two vCPUs ends by a triple fault, in one of eight runs of `6.12/live` on an idle
-/// machine and hardly ever on a busy one, at a plain boot as well as after a restore; no 6.1 or 7.2 ever did. Seen twice in what QEMU logs of interrupts
+/// Another, of 10.0.13, of which the cause is not known: a guest with two vCPUs ends by a triple fault, a 6.12 in one of eight runs of `6.12/live` on an idle
+/// machine and hardly ever on a busy one, at a plain boot as well as after a restore; a 7.2 once; no 6.1 ever did. Seen twice in what QEMU logs of interrupts
 /// (`-d int`): `VMRUN` injects the timer's interrupt, as it did with the same page tables milliseconds before, and the walk to the IDT (0xfffffe0000000ec0)
 /// finds an entry that is not present, by page fault, double fault and triple fault alike, while the other vCPU goes on taking interrupts by the same IDT.
 /// One with a single vCPU, `6.12/small-devices`, ended so twice in a row within a second of its restore, and in no other of some twenty runs. 11.1.2 takes a fifth
 /// longer for that story and for `6.12/live`; whether it has these faults is not known.
 ///
 /// Guests were seen to hang as well, each once: a 6.1 with one vCPU after its second tick, a 6.12 the second of whose vCPUs ran on and heard no tick any more (its
-/// kernel said `rcu_preempt detected stalls`). A processor whose interrupt KVM takes for delivered, and QEMU has dropped, would go so: its local APIC waits
+/// kernel said `rcu_preempt detected stalls`). A 7.2 with two went on ticking, and what ran beside said nothing for four minutes; of the next sixteen runs of
+/// `7.2/chain`, by turns with the version before, none did. A processor whose interrupt KVM takes for delivered, and QEMU has dropped, would go so: its local APIC waits
 /// for the end of that interrupt for ever. That was not proved.
 ///
 /// Who lost a guest in one of these ways, or waited for one in vain, tries once more, aloud, and but once in a run (`crate::lost`).
