@@ -4,14 +4,17 @@
 
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::tempdir;
 use vmm::load;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{refused, vmm_with};
-use vmm_tests::vm::{TestVm, program};
+use vmm_tests::vm::{LIMIT, TestVm, program};
 
 const MIB: u64 = 1 << 20;
 
@@ -83,27 +86,53 @@ fn a_snapshot_of_what_is_gone_is_refused() -> Result<()> {
 #[test]
 fn the_terminal_is_given_back() -> Result<()> {
     let dir = tempdir()?;
-    let guest = lender(dir.path())?;
-    let path = saved(dir.path(), &guest)?;
+    let path = saved(dir.path(), &lender(dir.path())?)?;
+    let output = ends_on_a_terminal(&path, |_| shorten(&path, 32 * MIB))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("was shortened"), "{}: {said}", output.status);
+    Ok(())
+}
+
+/// Nothing is lost: it is the end that this signal is for any process, and at once.
+#[test]
+fn somebody_sends_the_signal() -> Result<()> {
+    let dir = tempdir()?;
+    let path = saved(dir.path(), &lender(dir.path())?)?;
+    let output = ends_on_a_terminal(&path, |vmm| {
+        // SAFETY: sends a signal to a child of this process, which has not been waited for.
+        ensure!(unsafe { libc::kill(vmm.id() as i32, libc::SIGBUS) } == 0, "cannot signal vmm");
+        Ok(())
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.signal() == Some(libc::SIGBUS), "{}: {said}", output.status);
+    ensure!(!said.contains("lost"), "{said}");
+    Ok(())
+}
+
+/// `vmm` runs on a terminal until this is done to it, and gives the terminal back.
+fn ends_on_a_terminal(path: &Path, end: impl FnOnce(&Child) -> Result<()>) -> Result<Output> {
     let (_master, terminal) = terminal()?;
     let found = mode(&terminal)?;
     let mut vmm = Command::new(program())
         .arg("restore")
-        .arg(&path)
+        .arg(path)
         .stdin(terminal.try_clone()?)
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    while mode(&terminal)? == found && vmm.try_wait()?.is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    vmm.stdout.as_mut().context("no output")?.read_exact(&mut [0]).context("the guest says nothing")?;
+    ensure!(mode(&terminal)? != found, "the terminal is not the guest's");
+    end(&vmm)?;
+    let deadline = Instant::now() + LIMIT;
+    while vmm.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            vmm.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
-    ensure!(vmm.try_wait()?.is_none(), "vmm has ended");
-    shorten(&path, 32 * MIB)?;
     let output = vmm.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.code() == Some(1) && said.contains("was shortened"), "{}: {said}", output.status);
     ensure!(mode(&terminal)? == found, "the terminal is not as it was");
-    Ok(())
+    Ok(output)
 }
 
 fn terminal() -> Result<(OwnedFd, OwnedFd)> {

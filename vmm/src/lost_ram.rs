@@ -2,7 +2,8 @@
 //!
 //! In: where a snapshot's RAM is mapped, and SIGBUS, by which the kernel answers a load from what is gone. Out: one line, the
 //! terminal given back, and the end of the process with status 1. Holds: the handler makes only calls that a handler may
-//! make (signal-safety(7)); a SIGBUS from anywhere else is left to who handled it before.
+//! make (signal-safety(7)); a SIGBUS by memory that is another's is left to who handled it before, and one that somebody sends ends the process, as
+//! it would any.
 //!
 //! System calls that touch such RAM fail, KVM's among them, and so do `read` and `write`; they are told by their callers ([`Watch::why`] helps
 //! them). What is left is the devices' own loads and stores, in the middle of anything: nothing could go on after them.
@@ -163,13 +164,18 @@ fn set() {
 }
 
 extern "C" fn lost(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a siginfo.
+    let info = unsafe { &*info };
+    // sigaction(2): what the kernel itself has to tell is above.
+    if info.si_code <= libc::SI_USER {
+        return end_by_signal();
+    }
     // SAFETY: the kernel's context.
     if unsafe { copy::give_up(context) } {
         return;
     }
-    // SAFETY: with SA_SIGINFO the kernel passes a siginfo; that of a SIGBUS has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
-    match find(address) {
+    // SAFETY: the kernel's SIGBUS has an address.
+    match find(unsafe { info.si_addr() } as usize) {
         Some(watched) => end(watched),
         // The instruction runs again, faults again, and is the earlier handler's.
         None => give_way(),
@@ -182,14 +188,29 @@ fn give_way() {
     unsafe { libc::sigaction(libc::SIGBUS, earlier, ptr::null_mut()) };
 }
 
-fn end(watched: &Watched) -> ! {
+/// Nothing is lost, but somebody wants the process to end. It does when the handler returns, until when the signal is blocked.
+fn end_by_signal() {
+    begin_end();
+    // SAFETY: the signal's default is to end the process.
+    unsafe {
+        libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        libc::raise(libc::SIGBUS);
+    }
+}
+
+/// For one thread only; another waits for the end.
+fn begin_end() {
     while ENDING.swap(true, Ordering::SeqCst) {
-        // SAFETY: takes nothing. Another thread is ending the process.
+        // SAFETY: takes nothing.
         unsafe { libc::pause() };
     }
     if let Some(act) = BEFORE_END.get() {
         act();
     }
+}
+
+fn end(watched: &Watched) -> ! {
+    begin_end();
     say("vmm: ");
     say(if watched.is_shortened() { &watched.shortened } else { &watched.unreadable });
     // SAFETY: ends all threads; nothing is run.
