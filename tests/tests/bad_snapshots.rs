@@ -105,6 +105,8 @@ fn with_a_byte_of_ram_flipped() -> Result<()> {
     let saved = Saved::counter()?;
     let path = saved.path.to_str().context("path")?;
     ensure!(vmm(["verify", path])?.status.success(), "an honest snapshot is refused");
+    let flat = saved.dir.path().join("flat");
+    let flat = flat.to_str().context("path")?;
     // In the guest's program, at 1 MiB, in the last byte of its RAM, and here and there.
     let (ram, end) = (saved.ram_start()?, fs::metadata(&saved.path)?.len());
     let scattered = (1..=effort::of(10, 2000) as u64).map(|n| ram + n * 6_700_417 % (end - ram));
@@ -114,6 +116,8 @@ fn with_a_byte_of_ram_flipped() -> Result<()> {
         saved.file()?.write_all_at(&[byte[0] ^ 1 << (offset % 8)], offset)?;
         let chunk = format!("GPA {:#x} ", (offset - ram) >> 20 << 20);
         refused_in(saved.dir.path(), vmm_with(["verify", path]), 1, &[path, &chunk])?;
+        // What is written anew would have good digests.
+        refused_in(saved.dir.path(), vmm_with(["flatten", path, flat]), 1, &[path, &chunk])?;
         saved.file()?.write_all_at(&byte, offset)?;
     }
     Ok(())
