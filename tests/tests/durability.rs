@@ -5,31 +5,29 @@
 
 use anyhow::{Context, Result, ensure};
 use libc::{EINTR, EIO, ENOSPC, EOPNOTSUPP};
-use vmm_tests::crash::{Change, Fate, Found, Luck, Scene};
+use vmm_tests::crash::{Change, Done, Fate, Found, Luck, Scene, Way};
 use vmm_tests::effort;
-
-/// Snapshots alone, with the disks, and while the machine runs.
-const WAYS: [&[&str]; 3] = [&[], &["--with-disks", "--digest-disks"], &["--live"]];
 
 /// Those that a signal may interrupt, by their manual pages.
 const CAN_BE_INTERRUPTED: [&str; 6] = ["open", "write", "pwrite64", "ftruncate", "fallocate", "fsync"];
 
 /// The calls that there are to go wrong.
-fn calls(arguments: &'static [&'static str]) -> Result<Vec<&'static str>> {
-    let attempt = Scene::new(arguments)?.again(None)?;
+fn calls(way: Way) -> Result<Vec<&'static str>> {
+    let attempt = Scene::new(way)?.again(None)?;
     attempt.answer?;
     let calls: Vec<_> = attempt.done.iter().map(|done| done.name).collect();
     ensure!(calls.contains(&"pwrite64") && calls.contains(&"fsync"), "only these calls were seen: {calls:?}");
+    ensure!(calls.contains(&"fdatasync") == (way == Way::ByThreads), "{way:?}: {calls:?}");
     Ok(calls)
 }
 
 #[test]
 fn killed_at_every_system_call() -> Result<()> {
-    for arguments in WAYS {
-        let calls = calls(arguments)?;
+    for way in Way::ALL {
+        let calls = calls(way)?;
         let mut found = Vec::new();
         for nth in 0..calls.len() {
-            let mut scene = Scene::new(arguments)?;
+            let mut scene = Scene::new(way)?;
             let attempt = scene.again(Some((nth, Fate::Killed)))?;
             ensure!(attempt.answer.is_err(), "call {nth}: a process that is dead answers");
             scene.was_killed().with_context(|| format!("call {nth}"))?;
@@ -37,18 +35,15 @@ fn killed_at_every_system_call() -> Result<()> {
         }
         let turn = found.iter().position(|&found| found == Found::New).context("always the old one")?;
         ensure!(found[turn..].iter().all(|&found| found == Found::New), "{found:?}");
-        println!(
-            "{arguments:?}: killed before each of {} calls, the new one from call {turn} on",
-            calls.len()
-        );
+        println!("{way:?}: killed before each of {} calls, the new one from call {turn} on", calls.len());
     }
     Ok(())
 }
 
 #[test]
 fn the_power_is_cut_at_every_system_call() -> Result<()> {
-    for arguments in WAYS {
-        let scene = Scene::new(arguments)?;
+    for way in Way::ALL {
+        let scene = Scene::new(way)?;
         let before = scene.disk()?;
         let attempt = scene.again(None)?;
         attempt.answer?;
@@ -66,7 +61,7 @@ fn the_power_is_cut_at_every_system_call() -> Result<()> {
                 cuts += 1;
             }
         }
-        println!("{arguments:?}: {cuts} power cuts");
+        println!("{way:?}: {cuts} power cuts");
     }
     Ok(())
 }
@@ -75,23 +70,27 @@ fn the_power_is_cut_at_every_system_call() -> Result<()> {
 /// whole, or loses the new one.
 #[test]
 fn a_sync_that_is_left_out_is_noticed() -> Result<()> {
-    for arguments in WAYS {
-        let changes: Vec<_> =
-            Scene::new(arguments)?.again(None)?.done.into_iter().map(|done| done.change).collect();
-        let last = changes.iter().rposition(|change| matches!(change, Some(Change::DirectorySynced)));
-        let syncs = (0..changes.len()).filter(|&nth| matches!(changes[nth], Some(Change::Synced { .. })));
+    for way in Way::ALL {
+        let done = Scene::new(way)?.again(None)?.done;
+        let last = done.iter().rposition(|done| matches!(done.change, Some(Change::DirectorySynced)));
+        let syncs = (0..done.len()).filter(|&nth| is_needed(&done[nth]));
         let syncs: Vec<_> = syncs.chain(last).collect();
-        ensure!(syncs.len() == 2 + usize::from(arguments.contains(&"--with-disks")), "{changes:?}");
+        ensure!(syncs.len() == 2 + usize::from(way == Way::WithDisks), "{done:?}");
         for nth in syncs {
-            ensure!(without(arguments, nth)?, "call {nth} of {arguments:?} can be left out");
+            ensure!(without(way, nth)?, "call {nth} of {way:?} can be left out");
         }
     }
     Ok(())
 }
 
+/// A file is on the disk with it. What is synced on the way there only has the disk at work early.
+fn is_needed(done: &Done) -> bool {
+    matches!(done.change, Some(Change::Synced { .. })) && done.name == "fsync"
+}
+
 /// Whether a power cut does harm if this call is not made.
-fn without(arguments: &'static [&'static str], nth: usize) -> Result<bool> {
-    let scene = Scene::new(arguments)?;
+fn without(way: Way, nth: usize) -> Result<bool> {
+    let scene = Scene::new(way)?;
     let before = scene.disk()?;
     let attempt = scene.again(Some((nth, Fate::Pretends)))?;
     attempt.answer?;
@@ -104,13 +103,13 @@ fn without(arguments: &'static [&'static str], nth: usize) -> Result<bool> {
 /// What can't be had is told in a line; the old snapshot stays, no other file does, and the machine runs on.
 #[test]
 fn every_system_call_fails() -> Result<()> {
-    for arguments in WAYS {
-        let calls = calls(arguments)?;
-        let mut scene = Scene::new(arguments)?;
+    for way in Way::ALL {
+        let calls = calls(way)?;
+        let mut scene = Scene::new(way)?;
         for errno in [ENOSPC, EIO] {
             for nth in 0..calls.len() {
                 let attempt = scene.again(Some((nth, Fate::Fails(errno))))?;
-                let what = || format!("{errno} at call {nth} of {arguments:?}: {:?}", attempt.answer);
+                let what = || format!("{errno} at call {nth} of {way:?}: {:?}", attempt.answer);
                 let found = scene.found().with_context(what)?;
                 let told = attempt.answer.as_ref().err().map(|error| format!("{error:#}"));
                 // What only tidies up may fail unseen.
@@ -123,7 +122,7 @@ fn every_system_call_fails() -> Result<()> {
                 match found {
                     Found::Old => scene.is_tidy().with_context(what)?,
                     // Disks of the old one that can't be removed, or that a power cut may bring back with it, stay.
-                    Found::New => scene = Scene::new(arguments)?,
+                    Found::New => scene = Scene::new(way)?,
                 }
             }
         }
@@ -134,13 +133,13 @@ fn every_system_call_fails() -> Result<()> {
 /// A call that is interrupted is made again, one that does half is finished.
 #[test]
 fn calls_that_are_interrupted_or_do_half() -> Result<()> {
-    for arguments in WAYS {
-        let calls = calls(arguments)?;
-        let mut scene = Scene::new(arguments)?;
+    for way in Way::ALL {
+        let calls = calls(way)?;
+        let mut scene = Scene::new(way)?;
         for fate in [Fate::Fails(EINTR), Fate::Short] {
             for (nth, _) in calls.iter().enumerate().filter(|(_, call)| CAN_BE_INTERRUPTED.contains(call)) {
                 let attempt = scene.again(Some((nth, fate)))?;
-                let what = || format!("{fate:?} at call {nth} of {arguments:?}: {:?}", attempt.answer);
+                let what = || format!("{fate:?} at call {nth} of {way:?}: {:?}", attempt.answer);
                 ensure!(attempt.answer.is_ok() && scene.found()? == Found::New, what());
                 scene.lives().and_then(|()| scene.is_tidy()).with_context(what)?;
             }
@@ -152,8 +151,8 @@ fn calls_that_are_interrupted_or_do_half() -> Result<()> {
 /// The first call makes a file that has no name; where there are none, an unfinished one has a name that says so.
 #[test]
 fn a_file_system_without_nameless_files() -> Result<()> {
-    for arguments in WAYS {
-        let mut scene = Scene::new(arguments)?;
+    for way in Way::ALL {
+        let mut scene = Scene::new(way)?;
         let attempt = scene.again(Some((0, Fate::KeepsFailing(EOPNOTSUPP))))?;
         ensure!(attempt.answer.is_err(), "nothing can be opened, and it says: {:?}", attempt.answer);
         ensure!(scene.found()? == Found::Old);

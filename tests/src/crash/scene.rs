@@ -5,7 +5,7 @@
 
 use super::{Disk, Done, Luck, Plan, Tracer};
 use crate::guests::Guest;
-use crate::vm::TestVm;
+use crate::vm::{TestVm, text};
 use anyhow::{Context, Result, bail, ensure};
 use snapshot::{GenerationId, publish};
 use std::fs;
@@ -23,11 +23,59 @@ pub enum Found {
     New,
 }
 
+/// How its snapshots are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By one thread, as it is where there is little RAM.
+    Alone,
+    /// By several, with more data than is left to the host to write when it likes.
+    ByThreads,
+    /// With the disks.
+    WithDisks,
+    /// While the machine runs.
+    Live,
+    /// Only what changed since the one that the machine was restored from, which is elsewhere.
+    Incremental,
+}
+
+impl Way {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Alone, Self::ByThreads, Self::WithDisks, Self::Live, Self::Incremental];
+
+    /// Of some RAM, with something in it.
+    fn guest(self, dir: &Path) -> Result<Guest> {
+        Ok(match self {
+            Self::ByThreads => Guest::bare("dirty", dir)?.memory("26M").cmdline("size=10 rate=100"),
+            _ => Guest::bare("counter", dir)?.memory("4M"),
+        })
+    }
+
+    /// The machine, and what it is asked for with each snapshot.
+    fn start(self, guest: &Guest, dir: &Path) -> Result<(TestVm, Vec<String>)> {
+        let mut vm = TestVm::start(&guest.run_args())?;
+        vm.wait_for(guest.pulse)?;
+        let arguments: &[&str] = match self {
+            Self::Alone | Self::ByThreads => &[],
+            Self::WithDisks => &["--with-disks", "--digest-disks"],
+            Self::Live => &["--live"],
+            Self::Incremental => {
+                let parent = dir.join("parent");
+                vm.snapshot_and_stop(&parent)?;
+                return Ok((
+                    TestVm::restore(&parent)?,
+                    ["--parent", text(&parent)?].map(str::to_owned).into(),
+                ));
+            }
+        };
+        Ok((vm, arguments.iter().map(|&argument| argument.to_owned()).collect()))
+    }
+}
+
 /// A running machine, and the directory with its snapshot and nothing else.
 pub struct Scene {
     vm: TestVm,
     snapshots: TempDir,
-    arguments: &'static [&'static str],
+    arguments: Vec<String>,
     old: GenerationId,
     pulse: &'static str,
     _files: TempDir,
@@ -42,20 +90,17 @@ pub struct Attempt {
 }
 
 impl Scene {
-    /// A machine of some RAM with something in it, and a disk; its first snapshot is taken with these arguments, as all others
-    /// will be.
+    /// A machine of some RAM with something in it, and a disk; its first snapshot is taken in this way, as all others will be.
     ///
     /// # Errors
     /// No such machine, or no snapshot.
-    pub fn new(arguments: &'static [&'static str]) -> Result<Self> {
+    pub fn new(way: Way) -> Result<Self> {
         let (files, snapshots) = (tempdir()?, tempdir()?);
         let disk = files.path().join("disk");
         fs::write(&disk, [[7; 8192], [0; 8192], [9; 8192]].concat())?;
-        let guest = Guest::bare("counter", files.path())?.memory("4M");
-        let guest = guest.argument("--disk", &format!("path={},id=data", disk.display()));
-        let mut vm = TestVm::start(&guest.run_args())?;
-        vm.wait_for(guest.pulse)?;
-        snapshot(&vm, &snapshots.path().join("saved"), arguments)?;
+        let guest = way.guest(files.path())?.argument("--disk", &format!("path={},id=data", disk.display()));
+        let (vm, arguments) = way.start(&guest, files.path())?;
+        snapshot(&vm, &snapshots.path().join("saved"), &arguments)?;
         let old = generation(&snapshots.path().join("saved"))?;
         Ok(Self { vm, snapshots, arguments, old, pulse: guest.pulse, _files: files })
     }
@@ -76,7 +121,7 @@ impl Scene {
     /// Only of the watch itself.
     pub fn again(&self, plan: Plan) -> Result<Attempt> {
         let tracer = Tracer::attach(self.vm.pid(), self.dir(), plan)?;
-        let answer = snapshot(&self.vm, &self.path(), self.arguments);
+        let answer = snapshot(&self.vm, &self.path(), &self.arguments);
         Ok(Attempt { done: tracer.finish()?, answer })
     }
 
@@ -157,27 +202,28 @@ impl Scene {
 }
 
 /// The machine runs on afterwards.
-fn snapshot(vm: &TestVm, path: &Path, arguments: &[&str]) -> Result<serde_json::Value> {
-    vm.ask("snapshot", &[&[path.to_str().context("path")?], arguments].concat())
+fn snapshot(vm: &TestVm, path: &Path, arguments: &[String]) -> Result<serde_json::Value> {
+    let arguments: Vec<_> = [text(path)?].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+    vm.ask("snapshot", &arguments)
 }
 
 pub(crate) fn generation(path: &Path) -> Result<GenerationId> {
-    Ok(load::open(path)?.manifest().about.generation)
+    Ok(load::open_chain(path)?.top().manifest().about.generation)
 }
 
 /// The disks kept beside it.
 fn kept(path: &Path) -> Result<Vec<PathBuf>> {
-    let records = load::disks(&load::open(path)?)?;
+    let records = load::disks(load::open_chain(path)?.top())?;
     let files = records.iter().filter_map(|record| record.kept.as_ref());
     Ok(files.map(|kept| path.with_file_name(&kept.file)).collect())
 }
 
 /// All chunks have their digests, so have the kept disks.
 pub(crate) fn whole(path: &Path) -> Result<()> {
-    let snapshot = load::open(path)?;
-    snapshot.verify_ram(&mut |_, _| {}).with_context(|| format!("{}", path.display()))?;
-    load::state(&snapshot)?;
-    for record in load::disks(&snapshot)? {
+    let chain = load::open_chain(path)?;
+    chain.verify_ram(&mut |_, _| {}).with_context(|| format!("{}", path.display()))?;
+    load::state(chain.top())?;
+    for record in load::disks(chain.top())? {
         let Some(kept) = record.kept else { continue };
         let disk = DiskFile::open(&path.with_file_name(&kept.file), true)?;
         match record.digest {
