@@ -1,8 +1,8 @@
 //! Clones: many machines from one snapshot, each in a process of its own, which have in common what none of them has changed.
 //!
 //! In: how many, a directory. Out: processes, whose sockets are `N.api` there and whose output is in `N.console`; what memory they take.
-//! Holds: this process forks before it has a thread, a VM or a descriptor of the snapshot; it has nothing to do but to wait, and when it
-//! ends, so do they.
+//! Holds: this process forks before it has a thread or a VM; what it has open of the snapshot then, all of them read by offset alone. It has
+//! nothing to do but to wait, and when it ends, so do they.
 
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_parent_process_death_signal,

@@ -30,30 +30,25 @@ pub(crate) fn restore(args: Restore) -> Result<ExitCode> {
     if let Err(error) = args.check() {
         return Ok(misused(&error));
     }
-    let (Some(count), Some(dir)) = (args.clones, args.api_dir.clone()) else { return one(&args, None) };
-    if args.verify == VerifyChoice::Full {
-        inspect::verify_ram(&chain(&args)?)?;
-    }
+    let (Some(count), Some(dir)) = (args.clones, args.api_dir.clone()) else { return one(&args, None, None) };
+    // All run from what is checked once, whatever has its name by then; of the stub's way each checks all.
+    let chain = (!args.via_stub).then(|| checked(&args)).transpose()?;
     match clones::fork(count, &dir).with_context(|| format!("cannot start clones in {}", dir.display()))? {
-        Side::Clone(number, running) => one(&numbered(args, &dir, number), Some(running)),
+        Side::Clone(number, running) => one(&numbered(args, &dir, number), chain, Some(running)),
         Side::Origin(clones) => {
-            check_for_all(&args)?;
+            chain.filter(|_| args.verify == VerifyChoice::Lazy).map_or(Ok(()), check_for_all)?;
             look_after(clones)
         }
     }
 }
 
 /// One check serves all clones, which end with this process.
-fn check_for_all(args: &Restore) -> Result<()> {
-    if args.verify != VerifyChoice::Lazy || args.via_stub {
-        return Ok(());
-    }
+fn check_for_all(chain: Chain) -> Result<()> {
     let end = |why: String| {
         complaint::say(&format!("vmm: the clones cannot go on: {why}"));
         std::process::exit(1);
     };
-    background_check::start(load::open_chain(&args.file)?, end)
-        .context("cannot start a thread that checks RAM")
+    background_check::start(chain, end).context("cannot start a thread that checks RAM")
 }
 
 /// What the clone of that number is started with.
@@ -77,14 +72,14 @@ fn look_after(mut clones: Clones) -> Result<ExitCode> {
     Ok(ExitCode::from(clones.wait(say).context("cannot wait for the clones")?))
 }
 
-/// The machine, in this process. `running` is dropped when its guest runs, or stands ready to.
-fn one(args: &Restore, running: Option<PipeWriter>) -> Result<ExitCode> {
+/// The machine, in this process, of a chain that may be open already. `running` is dropped when its guest runs, or stands ready to.
+fn one(args: &Restore, opened: Option<Chain>, running: Option<PipeWriter>) -> Result<ExitCode> {
     let begun =
         args.timing.map(|_| Begun::now()).transpose().context("cannot tell when this process began")?;
     let kvm = vm::open()?;
     // KVM looks at each mapping of the process to make one, and RAM may be many.
     let empty = vm::empty(&kvm)?;
-    let (chain, ram, report) = open(&kvm, args)?;
+    let (chain, ram, report) = open(&kvm, args, opened)?;
     let snapshot = chain.top();
     if args.prefetch {
         working_set::prefetch(snapshot, &ram)?;
@@ -167,22 +162,23 @@ fn beside(name: &str, act: impl FnOnce() + Send + 'static) {
     drop(std::thread::Builder::new().name(name.to_owned()).spawn(act));
 }
 
-/// A snapshot with all that it needs, each of them one's own if there is a key to tell.
-fn chain(args: &Restore) -> Result<Chain> {
+/// A snapshot with all that it needs, each of them one's own if there is a key to tell, and its RAM checked if that is to be done first.
+fn checked(args: &Restore) -> Result<Chain> {
     let key = args.key.as_deref().map(SealKey::read).transpose()?;
-    Ok(load::open_own_chain(&args.file, key.as_ref())?)
+    let chain = load::open_own_chain(&args.file, key.as_ref())?;
+    if args.verify == VerifyChoice::Full {
+        inspect::verify_ram(&chain)?;
+    }
+    Ok(chain)
 }
 
 /// A snapshot and its RAM, mapped from the file, or put in place by the stub, which reports.
-fn open(kvm: &Kvm, args: &Restore) -> Result<(Chain, GuestRam, Option<Report>)> {
+fn open(kvm: &Kvm, args: &Restore, opened: Option<Chain>) -> Result<(Chain, GuestRam, Option<Report>)> {
     if args.via_stub {
         let (snapshot, ram, report) = load::via_stub(kvm, &args.file)?;
         return Ok((snapshot.into(), ram, Some(report)));
     }
-    let chain = chain(args)?;
-    if args.verify == VerifyChoice::Full {
-        inspect::verify_ram(&chain)?;
-    }
+    let chain = opened.map_or_else(|| checked(args), Ok)?;
     let ram = load::ram_of(&chain)?;
     Ok((chain, ram, None))
 }
