@@ -87,8 +87,8 @@ pub struct Timing {
     begun: Begun,
     /// When the first vCPU entered `KVM_RUN` for the first time.
     entered_ns: u64,
-    /// When the first exit had been answered.
-    answered_ns: u64,
+    /// When the first exit had been answered; none, if none was.
+    answered_ns: Option<u64>,
     /// The last fault before the guest was quiet.
     last_fault_ns: u64,
     /// Faults of the vCPUs' threads until then.
@@ -101,7 +101,7 @@ pub struct Timing {
 #[derive(Clone, Copy, Debug)]
 pub struct Settled {
     entered_ns: u64,
-    answered_ns: u64,
+    answered_ns: Option<u64>,
     last_fault_ns: u64,
     faults: u64,
     quiet: bool,
@@ -110,13 +110,15 @@ pub struct Settled {
 /// Waits until a guest that has been let run needs no new memory. `None` if it did not run, or the process ends.
 pub fn settle(first: &FirstRun) -> Option<Settled> {
     let start = now();
+    // One that sleeps may have no exit that is answered here.
     while first.answered.get().is_none() && now() - start < PATIENCE {
         std::thread::sleep(LOOK);
     }
-    let (entered_ns, answered_ns) = (*first.entered.get()?, *first.answered.get()?);
+    let (entered_ns, answered_ns) = (*first.entered.get()?, first.answered.get().copied());
     // Now all of the threads have their names.
     let faults = Faults::of("vcpu").ok()?;
-    let (mut count, mut at) = (faults.count()?, now());
+    let start = now();
+    let (mut count, mut at) = (faults.count()?, start);
     let quiet = loop {
         std::thread::sleep(LOOK);
         let (seen, time) = (faults.count()?, now());
@@ -144,11 +146,14 @@ impl Timing {
         let Self { begun: Begun { process_ns, call_ns }, entered_ns, answered_ns, last_fault_ns, .. } = self;
         let from = |start: &u64, end: &u64| format!("{:.2}", end.saturating_sub(*start) as f64 / 1e6);
         let [call, entered] = [from(process_ns, call_ns), from(call_ns, entered_ns)];
-        let [answered, fault] = [from(call_ns, answered_ns), from(call_ns, last_fault_ns)];
+        let answered =
+            answered_ns.map(|at| format!("{} ms until the first exit was answered", from(call_ns, &at)));
+        let answered = answered.unwrap_or_else(|| "no exit answered so far".to_owned());
+        let fault = from(call_ns, last_fault_ns);
         let settled = if self.settled { "" } else { " so far" };
         format!(
-            "timing: {call} ms from the process's start to the call; from the call {entered} ms to the first KVM_RUN, {answered} ms \
-             until the first exit was answered, {fault} ms to the last of {} faults{settled}",
+            "timing: {call} ms from the process's start to the call; from the call {entered} ms to the first KVM_RUN, {answered}, \
+             {fault} ms to the last of {} faults{settled}",
             self.faults
         )
     }
@@ -255,7 +260,7 @@ mod tests {
         let timing = Timing {
             begun,
             entered_ns: 3_000_000,
-            answered_ns: 3_250_000,
+            answered_ns: Some(3_250_000),
             last_fault_ns: 11_500_000,
             faults: 7,
             settled: false,
@@ -267,6 +272,8 @@ mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(&timing.json()).unwrap();
         assert_eq!(json["timing"]["call_ns"], 1_500_000);
+        let asleep = Timing { answered_ns: None, ..timing };
+        assert!(asleep.line().contains("to the first KVM_RUN, no exit answered so far, 10.00 ms to"));
     }
 
     #[test]
