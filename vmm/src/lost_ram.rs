@@ -166,9 +166,12 @@ fn set() {
 extern "C" fn lost(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a siginfo.
     let info = unsafe { &*info };
-    // sigaction(2): what the kernel itself has to tell is above.
-    if info.si_code <= libc::SI_USER {
-        return end_by_signal();
+    match info.si_code {
+        // sigaction(2): what the kernel itself has to tell is above.
+        ..=libc::SI_USER => end_by_signal(),
+        // Memory that nobody has touched yet: it may be heeded, and is told again when somebody does.
+        libc::BUS_MCEERR_AO => return,
+        _ => {}
     }
     // SAFETY: the kernel's context.
     if unsafe { copy::give_up(context) } {
@@ -188,13 +191,18 @@ fn give_way() {
     unsafe { libc::sigaction(libc::SIGBUS, earlier, ptr::null_mut()) };
 }
 
-/// Nothing is lost, but somebody wants the process to end. It does when the handler returns, until when the signal is blocked.
-fn end_by_signal() {
+/// Nothing is lost, but somebody wants the process to end. The first of a PID namespace outlives that signal, and ends with the status that a
+/// shell has for it.
+fn end_by_signal() -> ! {
     begin_end();
-    // SAFETY: the signal's default is to end the process.
+    // SAFETY: a set of signals is plain numbers, for which zero is a value, and SIGBUS the one in it. The signal's default is to end the process.
     unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigaddset(&mut set, libc::SIGBUS);
         libc::signal(libc::SIGBUS, libc::SIG_DFL);
         libc::raise(libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut());
+        libc::_exit(128 + libc::SIGBUS)
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn outside(gpa: u64) -> io::Error {
 
 /// Why RAM that is mapped from a file can't be read or written.
 pub(super) fn shortened() -> io::Error {
-    io::Error::other("the file that it is mapped from was shortened meanwhile")
+    io::Error::other("the file that it is mapped from was shortened meanwhile, or cannot be read")
 }
 
 #[cfg(test)]
