@@ -55,7 +55,7 @@ torture: setup
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories power-cuts'
 	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.12/rounds-100-cpus-1 6.12/rounds-100-cpus-2'
 	LIMIT=5000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories 6.1/disk-commits-50 6.12/disk-commits-50 7.2/disk-commits-50'
-	LIMIT=2000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/time-2 $(v)/twins-2 $(v)/network $(v)/live $(v)/chain)'
+	LIMIT=3000 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/time-2 $(v)/twins-2 $(v)/network $(v)/live $(v)/chain $(v)/tracked-3)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/agent $(v)/sockets $(v)/socket-clones $(v)/oracle-vsock)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/oracle-every-device $(v)/disk-hangs $(v)/small-devices)'
 	LIMIT=1500 EXTRA=target/torture cargo run -q --release -p vmm-tests --bin lab -- '/extra/stories $(foreach v,6.1 6.12 7.2,$(v)/network-minute $(v)/clones $(v)/rtc $(v)/clock-by-agent $(v)/clock-without-agent)'

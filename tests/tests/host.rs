@@ -91,6 +91,12 @@ fn a_restore_tells_its_times() -> Result<()> {
     stories::tells_its_times(&guest("counter", &dir).cmdline("rate=100"), dir.path())
 }
 
+#[test]
+fn a_restore_tells_of_one_that_sleeps() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    stories::tells_of_one_that_sleeps(dir.path())
+}
+
 /// The thread that its vCPU has is to make the monitor's.
 #[test]
 fn a_guest_that_never_exits_can_be_asked_saved_and_ended() -> Result<()> {

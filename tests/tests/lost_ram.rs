@@ -14,7 +14,7 @@ use tempfile::tempdir;
 use vmm::load;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{refused, vmm_with};
-use vmm_tests::vm::{LIMIT, TestVm, program};
+use vmm_tests::vm::{LIMIT, TestVm, program, vmm};
 
 const MIB: u64 = 1 << 20;
 
@@ -80,6 +80,22 @@ fn a_snapshot_of_what_is_gone_is_refused() -> Result<()> {
     let new = new.to_str().context("path")?;
     refused(vmm_with(["snapshot", "--api", socket, new]), 1, &["shortened"])?;
     vm.ask("status", &[]).map(drop)
+}
+
+/// Only its name is gone: the guest goes on, and what is saved of it is whole.
+#[test]
+fn a_snapshot_is_deleted() -> Result<()> {
+    let dir = tempdir()?;
+    let guest = lender(dir.path())?;
+    let path = saved(dir.path(), &guest)?;
+    let mut vm = TestVm::restore(&path)?;
+    vm.wait_for(guest.pulse)?;
+    std::fs::remove_file(&path)?;
+    vm.wait_for(guest.pulse)?;
+    let again = dir.path().join("again");
+    vm.snapshot_and_stop(&again)?;
+    ensure!(vmm(["verify", again.to_str().context("path")?])?.status.success());
+    TestVm::restore(&again)?.wait_for(guest.pulse).map(drop)
 }
 
 /// As the shell that started `vmm` wants it back.

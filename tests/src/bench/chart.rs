@@ -40,7 +40,7 @@ fn bar(out: &mut String, row: &Row, y: f64) {
         out,
         "<rect x=\"{LEFT}\" y=\"{top}\" width=\"{length:.1}\" height=\"{height}\" fill=\"{colour}\"/>"
     );
-    let unit = if row.floor.is_some() { "× floor" } else { &row.unit };
+    let unit = if row.floor.is_some() { "×" } else { &row.unit };
     text(out, 10.0, y + 5.0, &row.what);
     text(out, LEFT + length + 5.0, y + 5.0, &format!("{value:.2} {unit} ({goal})"));
 }

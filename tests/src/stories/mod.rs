@@ -60,6 +60,6 @@ pub use time::{
     TELL_ONLY_TIME, TELL_TIME, TELL_TIME_BY_RTC, TELL_TIME_WITHOUT_AGENT, an_hour, asks_its_rtc,
     comes_back_later, has_an_agent, has_lost_its_agent, twins,
 };
-pub use timing::tells_its_times;
+pub use timing::{tells_its_times, tells_of_one_that_sleeps};
 pub use upgrading::{not_upgraded, upgrade_or_reboot, upgraded, upgraded_and_not};
 pub use working_set::works_with_a_part;

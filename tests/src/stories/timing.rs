@@ -25,6 +25,24 @@ pub fn tells_its_times(guest: &Guest, dir: &Path) -> Result<()> {
     in_order(&mut paused)
 }
 
+/// One that sleeps has no exit, which is told, and its working set is noted all the same.
+///
+/// # Errors
+/// It is not.
+pub fn tells_of_one_that_sleeps(dir: &Path) -> Result<()> {
+    let guest = Guest::bare("power", dir)?.cmdline("do=hang");
+    let file = dir.join("snapshot");
+    let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for("power do=hang")?;
+    vm.snapshot_and_stop(&file)?;
+    let mut told = TestVm::restore_with(&file, &["--timing", "--record-working-set"])?;
+    told.wait_for("no exit answered so far")?;
+    if !file.with_extension("workingset").exists() {
+        told.wait_for("of working set")?;
+    }
+    Ok(())
+}
+
 fn in_order(vm: &mut TestVm) -> Result<()> {
     let line = vm.wait_for("process_ns")?;
     // The guest may have begun a line of its own.
