@@ -117,6 +117,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// The rows of all of these that have a goal, each with its place.
+    pub fn goals(name: &str, reports: &[Self]) -> Self {
+        let placed = |place: &str, row: &Row| Row { what: format!("{place}: {}", row.what), ..row.clone() };
+        let rows = reports.iter().flat_map(|report| report.rows.iter().map(|row| placed(&report.place, row)));
+        Self { place: name.to_owned(), rows: rows.filter(|row| row.goal.is_some()).collect() }
+    }
+
     /// The table.
     pub fn table(&self) -> Table {
         let mut table = Table::new();
@@ -158,6 +165,17 @@ mod tests {
         assert_eq!((row.ratio(), row.met()), (Some(1.25), Some(true)));
         let row = row.goal(1.2);
         assert_eq!((row.met(), row.at_least(1.2).met()), (Some(false), Some(true)));
+    }
+
+    #[test]
+    fn goals_of_all_places_are_in_one_table() {
+        let report = |place: &str| {
+            let rows = vec![Row::new("a", "ms", vec![1.0]).goal(1.0), Row::new("b", "ms", vec![1.0])];
+            Report { place: place.to_owned(), rows }
+        };
+        let all = Report::goals("all", &[report("here"), report("there")]);
+        let names: Vec<_> = all.rows.iter().map(|row| row.what.as_str()).collect();
+        assert_eq!((all.place.as_str(), &names[..]), ("all", &["here: a", "there: a"][..]));
     }
 
     #[test]

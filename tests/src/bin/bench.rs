@@ -1,7 +1,8 @@
 //! `bench`: what a restore costs beside what KVM costs, on this machine's `/dev/kvm` and in the lab.
 //!
-//! In: `here`, or of that only `restores`, `saves` or `live`; `lab`, `qemu`, or nothing for all. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure
-//! and its floor are measured by turns in one run.
+//! In: `here`, or of that only `restores`, `saves` or `live`; `lab`, `qemu`, or nothing for all, and then what has a goal
+//! in one table more. Out: a table for each, and the same in `target/bench/` as JSON and as a picture. Holds: a figure and its floor are measured by
+//! turns in one run.
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -36,13 +37,13 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => show(here()?, "here").and_then(|()| stub()).and_then(|()| lab()).and_then(|()| qemu()),
-        ["restores"] => show(part("restoring", restored)?, "restores"),
-        ["saves"] => show(part("saving", saved)?, "saves"),
-        ["live"] => show(part("live", live)?, "live"),
-        ["here"] => show(here()?, "here").and_then(|()| stub()),
-        ["lab"] => lab(),
-        ["qemu"] => qemu(),
+        [] => all(),
+        ["restores"] => show(&part("restoring", restored)?, "restores"),
+        ["saves"] => show(&part("saving", saved)?, "saves"),
+        ["live"] => show(&part("live", live)?, "live"),
+        ["here"] => show(&here()?, "here").and_then(|()| stub()),
+        ["lab"] => show(&lab()?, "lab"),
+        ["qemu"] => show(&qemu()?, "qemu"),
         ["inside", "qemu"] => qemu_inside(),
         ["inside", rounds] => inside(rounds.parse().context("a number of rounds")?),
         other => bail!(
@@ -51,18 +52,29 @@ fn run() -> Result<()> {
     }
 }
 
-fn show(report: Report, name: &str) -> Result<()> {
+fn all() -> Result<()> {
+    let here = here()?;
+    show(&here, "here")?;
+    stub()?;
+    let lab = lab()?;
+    show(&lab, "lab")?;
+    let qemu = qemu()?;
+    show(&qemu, "qemu")?;
+    show(&Report::goals("all goals", &[here, lab, qemu]), "goals")
+}
+
+fn show(report: &Report, name: &str) -> Result<()> {
     println!("{}\n", report.table());
     report.write(Path::new(DIR), name)
 }
 
-fn lab() -> Result<()> {
-    show(in_the_lab(&LAB_ROUNDS.to_string())?, "lab")
+fn lab() -> Result<Report> {
+    in_the_lab(&LAB_ROUNDS.to_string())
 }
 
 /// Another lab, which has little else to do.
-fn qemu() -> Result<()> {
-    show(in_the_lab("qemu")?, "qemu")
+fn qemu() -> Result<Report> {
+    in_the_lab("qemu")
 }
 
 fn stub() -> Result<()> {
