@@ -48,7 +48,7 @@ demo: setup
 torture: setup
 	cargo build --release -p vmm -p vmm-tests --bins
 	cargo test --release -p snapshot -p snapshot-format
-	VMM_TORTURE=1 cargo test --release -p vmm-tests --test durability --test bad_snapshots --test lost_ram --test archives --test seals -- --nocapture
+	VMM_TORTURE=1 cargo test --release -p vmm-tests --test durability --test bad_snapshots --test forged --test lost_ram --test archives --test seals -- --nocapture
 	target/x86_64-unknown-linux-gnu/release/stories rounds-1000
 	mkdir -p target/torture
 	cp target/x86_64-unknown-linux-gnu/release/stories target/torture/

@@ -182,15 +182,16 @@ fn apply(object: &mut Vec<u8>, change: &Change) {
 }
 
 /// Numbers that look random and are the same each time (xorshift).
-pub(crate) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
     /// By a seed other than 0.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+    /// The next, from 0 on.
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -10,8 +10,7 @@ mod scene;
 mod tracer;
 
 pub use calls::{Change, Done};
-pub(crate) use disk::Dice;
-pub use disk::{Disk, Luck};
+pub use disk::{Dice, Disk, Luck};
 pub use scene::{Attempt, Found, Scene, Way};
 pub(crate) use scene::{generation, whole};
 pub use tracer::{Fate, Plan, Tracer};
