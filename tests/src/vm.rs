@@ -42,6 +42,28 @@ pub fn text(path: &Path) -> Result<&str> {
     path.to_str().context("path")
 }
 
+/// Runs `vmm`, which has to do it, and returns what it says.
+///
+/// # Errors
+/// It does not.
+pub fn done(args: &[&str]) -> Result<String> {
+    let output = vmm(args.iter().copied())?;
+    ensure!(output.status.success(), "vmm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether a process ends within a time.
+///
+/// # Errors
+/// It is none of ours any more.
+pub fn ends_within(child: &mut Child, time: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + time;
+    while child.try_wait()?.is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(child.try_wait()?.is_some())
+}
+
 /// A running `vmm run` or `vmm restore`.
 pub struct TestVm {
     child: Child,

@@ -5,16 +5,12 @@
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use tempfile::{TempDir, tempdir};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{names, refused, refused_in, vmm_with};
-use vmm_tests::vm::{TestVm, program, vmm};
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path that is no text")
-}
+use vmm_tests::vm::{TestVm, program, text, vmm};
 
 /// A directory with an archive that `vmm snapshot` wrote of a running machine.
 fn archived() -> Result<(TempDir, PathBuf)> {

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vmm_tests::guests::Guest;
-use vmm_tests::vm::{program, vmm};
+use vmm_tests::vm::{ends_within, program, vmm};
 
 const PIPE: usize = 4096;
 
@@ -32,14 +32,10 @@ fn an_unread_console_holds_up_neither_commands_nor_the_end() -> Result<()> {
     let status = vmm(["status", "--api", socket.to_str().context("path")?])?;
     // SAFETY: the child has not been waited for, so its id is its own.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while child.try_wait()?.is_none() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let ended = child.try_wait()?;
+    let ended = ends_within(&mut child, Duration::from_secs(20))?;
     child.kill()?;
     child.wait()?;
     ensure!(status.status.success(), "status: {status:?}");
-    ensure!(ended.is_some(), "vmm does not hear SIGTERM");
+    ensure!(ended, "vmm does not hear SIGTERM");
     Ok(())
 }

@@ -4,16 +4,16 @@
 //! These tests need a `/dev/kvm`, and fail without.
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use snapshot::Section;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::tempdir;
 use vmm_tests::crash::Dice;
 use vmm_tests::guests::Guest;
-use vmm_tests::vm::{TestVm, program, text};
+use vmm_tests::vm::{TestVm, ends_within, program, text};
 use vmm_tests::{effort, forge};
 
 /// How long a machine that is made of one may run. This one has a tick each millisecond.
@@ -75,11 +75,7 @@ fn restored(file: &Path) -> Result<bool> {
     // SAFETY: a system call like any other, and safe between fork and exec.
     unsafe { command.pre_exec(limit_addresses) };
     let mut vmm = command.spawn()?;
-    let end = Instant::now() + A_WHILE;
-    while vmm.try_wait()?.is_none() && Instant::now() < end {
-        sleep(Duration::from_millis(1));
-    }
-    let ended = vmm.try_wait()?.is_some();
+    let ended = ends_within(&mut vmm, A_WHILE)?;
     vmm.kill()?;
     let output = vmm.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -89,10 +85,5 @@ fn restored(file: &Path) -> Result<bool> {
 }
 
 fn limit_addresses() -> std::io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: ADDRESSES, rlim_max: ADDRESSES };
-    // SAFETY: one whole limit.
-    match unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
+    Ok(setrlimit(Resource::As, Rlimit { current: Some(ADDRESSES), maximum: Some(ADDRESSES) })?)
 }

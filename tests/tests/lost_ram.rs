@@ -9,12 +9,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 use tempfile::tempdir;
 use vmm::load;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{refused, vmm_with};
-use vmm_tests::vm::{LIMIT, TestVm, program, vmm};
+use vmm_tests::vm::{LIMIT, TestVm, ends_within, program, vmm};
 
 const MIB: u64 = 1 << 20;
 
@@ -139,14 +138,10 @@ fn ends_on_a_terminal(path: &Path, end: impl FnOnce(&Child) -> Result<()>) -> Re
     vmm.stdout.as_mut().context("no output")?.read_exact(&mut [0]).context("the guest says nothing")?;
     ensure!(mode(&terminal)? != found, "the terminal is not the guest's");
     end(&vmm)?;
-    let deadline = Instant::now() + LIMIT;
-    while vmm.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            vmm.kill()?;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let ended = ends_within(&mut vmm, LIMIT)?;
+    vmm.kill()?;
     let output = vmm.wait_with_output()?;
+    ensure!(ended, "vmm does not end: {}", String::from_utf8_lossy(&output.stderr));
     ensure!(mode(&terminal)? == found, "the terminal is not as it was");
     Ok(output)
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use tempfile::{TempDir, tempdir};
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{names, refused, refused_in, vmm_after, vmm_with};
-use vmm_tests::vm::{TestVm, program, vmm};
+use vmm_tests::vm::{TestVm, program, text, vmm};
 
 /// A directory with a bootable guest in it, and the arguments that boot it.
 fn bootable() -> Result<(TempDir, Vec<String>)> {
@@ -23,10 +23,6 @@ fn bootable() -> Result<(TempDir, Vec<String>)> {
 
 fn with<'a>(args: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
     args.iter().map(String::as_str).chain(more.iter().copied()).collect()
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path that is no text")
 }
 
 fn make_fifo(path: &Path) -> Result<()> {

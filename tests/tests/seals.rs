@@ -2,7 +2,7 @@
 //!
 //! These tests need a `/dev/kvm`, and fail without.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,18 +10,7 @@ use tempfile::{TempDir, tempdir};
 use vmm_tests::forge;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories::{refused, refused_in, vmm_with};
-use vmm_tests::vm::{TestVm, vmm};
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path that is no text")
-}
-
-/// Runs `vmm`, which has to do it.
-fn done(args: &[&str]) -> Result<String> {
-    let output = vmm(args.iter().copied())?;
-    ensure!(output.status.success(), "vmm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
+use vmm_tests::vm::{TestVm, done, text};
 
 /// A directory with two keys, and a running machine.
 struct Scene {

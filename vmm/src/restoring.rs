@@ -36,7 +36,11 @@ pub(crate) fn restore(args: Restore) -> Result<ExitCode> {
     match clones::fork(count, &dir).with_context(|| format!("cannot start clones in {}", dir.display()))? {
         Side::Clone(number, running) => one(&numbered(args, &dir, number), chain, Some(running)),
         Side::Origin(clones) => {
-            chain.filter(|_| args.verify == VerifyChoice::Lazy).map_or(Ok(()), check_for_all)?;
+            if let Some(chain) = chain
+                && args.verify == VerifyChoice::Lazy
+            {
+                check_for_all(chain)?;
+            }
             look_after(clones)
         }
     }

@@ -54,20 +54,18 @@ impl Way {
     fn start(self, guest: &Guest, dir: &Path) -> Result<(TestVm, Vec<String>)> {
         let mut vm = TestVm::start(&guest.run_args())?;
         vm.wait_for(guest.pulse)?;
-        let arguments: &[&str] = match self {
-            Self::Alone | Self::ByThreads => &[],
-            Self::WithDisks => &["--with-disks", "--digest-disks"],
-            Self::Live => &["--live"],
-            Self::Incremental => {
-                let parent = dir.join("parent");
-                vm.snapshot_and_stop(&parent)?;
-                return Ok((
-                    TestVm::restore(&parent)?,
-                    ["--parent", text(&parent)?].map(str::to_owned).into(),
-                ));
-            }
+        let parent = dir.join("parent");
+        if self == Self::Incremental {
+            vm.snapshot_and_stop(&parent)?;
+            vm = TestVm::restore(&parent)?;
+        }
+        let arguments = match self {
+            Self::Alone | Self::ByThreads => vec![],
+            Self::WithDisks => vec!["--with-disks", "--digest-disks"],
+            Self::Live => vec!["--live"],
+            Self::Incremental => vec!["--parent", text(&parent)?],
         };
-        Ok((vm, arguments.iter().map(|&argument| argument.to_owned()).collect()))
+        Ok((vm, arguments.into_iter().map(str::to_owned).collect()))
     }
 }
 

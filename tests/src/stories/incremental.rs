@@ -3,7 +3,7 @@
 use super::{refused, vmm_with};
 use crate::guests::Guest;
 use crate::oracle;
-use crate::vm::{TestVm, text, vmm};
+use crate::vm::{TestVm, done, text};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 
@@ -143,13 +143,6 @@ fn refuses(vm: &TestVm, parent: &Path, file: &Path, words: &[&str]) -> Result<()
     let said = format!("{:#}", since(vm, parent, file, &[]).map(|_| ()).unwrap_err());
     ensure!(words.iter().all(|word| said.contains(word)), "expected {words:?}, found: {said}");
     Ok(())
-}
-
-/// Runs `vmm` and returns what it says.
-fn done(args: &[&str]) -> Result<String> {
-    let output = vmm(args.iter().copied())?;
-    ensure!(output.status.success(), "vmm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn id(file: &Path) -> Result<String> {

@@ -1,6 +1,6 @@
 //! Stories of what `vmm` refuses: one line, the right status, soon, and nothing left behind.
 
-use crate::vm::program;
+use crate::vm::{ends_within, program};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -78,14 +78,7 @@ fn one_line(output: &Output, status: i32, words: &[&str]) -> Result<String> {
 fn finish(command: &mut Command) -> Result<Output> {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start it")?;
-    let deadline = Instant::now() + SOON;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > deadline {
-            return still_there(child);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(child.wait_with_output()?)
+    if ends_within(&mut child, SOON)? { Ok(child.wait_with_output()?) } else { still_there(child) }
 }
 
 fn still_there(mut child: Child) -> Result<Output> {

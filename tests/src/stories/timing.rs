@@ -37,7 +37,7 @@ pub fn tells_of_one_that_sleeps(dir: &Path) -> Result<()> {
     vm.snapshot_and_stop(&file)?;
     let mut told = TestVm::restore_with(&file, &["--timing", "--record-working-set"])?;
     told.wait_for("no exit answered so far")?;
-    if !file.with_extension("workingset").exists() {
+    if !vmm::working_set::path(&file).exists() {
         told.wait_for("of working set")?;
     }
     Ok(())
