@@ -145,6 +145,9 @@ impl HostVcpu {
 /// Reads everything. The vCPU must be stopped, with no I/O left to complete.
 ///
 /// Order: MP_STATE first, because reading it makes KVM work off pending INIT and SIPI, which changes the registers;
+/// the timer's deadline, which is an MSR, before the LAPIC page, because where the timer's interrupt needs no exit (APICv) KVM may deliver
+/// it between the two, though the vCPU stands still: the deadline is zero then, and the interrupt in the page. In this order it is in one of them, or
+/// in both and the guest hears of it twice; in the other it could be in neither, and the guest would never hear that timer again;
 /// events last, because reading XSAVE and the registers may move an injected exception into them. `cpuid` is what the vCPU
 /// was made with: not every KVM gives back what it was given.
 ///
@@ -162,10 +165,10 @@ pub fn save(
     let xsave = save_xsave(vcpu, host.xsave_size)?;
     let xcrs = vcpu.get_xcrs().during("KVM_GET_XCRS")?;
     let debug_regs = vcpu.get_debug_regs().during("KVM_GET_DEBUGREGS")?;
-    let lapic = vcpu.get_lapic().during("KVM_GET_LAPIC")?;
     let tsc_khz = vcpu.get_tsc_khz().ok();
     let cpuid = cpuid.to_vec();
     let msrs = msr::save(vcpu, &host.msr_list)?;
+    let lapic = vcpu.get_lapic().during("KVM_GET_LAPIC")?;
     let tsc = now.tsc(vcpu).or(msrs.get(msr::TSC)).unwrap_or_default();
     let events = vcpu.get_vcpu_events().during("KVM_GET_VCPU_EVENTS")?;
     Ok(VcpuState { cpuid, mp_state, regs, sregs, xsave, xcrs, debug_regs, lapic, tsc_khz, tsc, msrs, events })
