@@ -2,6 +2,7 @@
 //!
 //! In: a story a test wants to tell. Out: a machine it can tell it on. Holds: a test that cannot run fails and says why.
 
+pub mod autopsy;
 pub mod bench;
 pub mod bridge;
 pub mod crash;

@@ -3,7 +3,8 @@
 //! In: arguments, as a user types them. Out: the lines that it prints, its exit status. Holds: a process never outlives
 //! its [`TestVm`], and every wait has a limit and fails with the output so far.
 
-use anyhow::{Context, Result, bail, ensure};
+use crate::autopsy;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -151,7 +152,8 @@ impl TestVm {
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let line = self.next_line(deadline).with_context(|| format!("while waiting for \"{text}\""))?;
+            let line = self.next_line(deadline).map_err(|error| self.with_autopsy(error));
+            let line = line.with_context(|| format!("while waiting for \"{text}\""))?;
             ensure!(!line.contains("FAIL"), "the guest says: {line}");
             if line.contains(text) {
                 return Ok(line);
@@ -173,6 +175,14 @@ impl TestVm {
             Err(RecvTimeoutError::Disconnected) => {
                 bail!("vmm has ended; its last lines were:\n{}", self.tail())
             }
+        }
+    }
+
+    /// One that has not ended is somewhere.
+    fn with_autopsy(&mut self, error: anyhow::Error) -> anyhow::Error {
+        match self.child.try_wait() {
+            Ok(None) => anyhow!("{error:#}\n{}", autopsy::of(&self.socket)),
+            _ => error,
         }
     }
 

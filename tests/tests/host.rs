@@ -3,9 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection};
+use vmm_tests::autopsy;
 use vmm_tests::guests::Guest;
 use vmm_tests::stories;
-use vmm_tests::vm::program;
+use vmm_tests::vm::{TestVm, program};
 
 fn guest(name: &str, dir: &tempfile::TempDir) -> Guest {
     Guest::bare(name, dir.path()).unwrap()
@@ -39,6 +40,21 @@ fn so_is_one_with_2_or_4_vcpus() -> Result<()> {
         stories::capture_again(&guest("smp", &dir).cpus(cpus), dir.path())?;
     }
     Ok(())
+}
+
+/// Who waits for a guest in vain is told where each vCPU is, and at what its timer; of a VM that is gone, that nothing is known.
+#[test]
+fn a_guest_that_says_nothing_is_looked_at() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut vm = TestVm::start(&guest("smp", &dir).cpus(2).run_args())?;
+    vm.wait_for("round=")?;
+    let told = autopsy::of(vm.socket());
+    for line in ["vCPU 0 now: rip 0x", "vCPU 0 later: rip 0x", "vCPU 1 now: rip 0x", "vCPU 1 later: rip 0x"] {
+        ensure!(told.contains(line), "no \"{line}\" in:\n{told}");
+    }
+    let gone = dir.path().join("gone");
+    ensure!(autopsy::of(&gone).contains("no control socket"), "{}", autopsy::of(&gone));
+    vm.wait_for("round=").map(drop)
 }
 
 #[test]
