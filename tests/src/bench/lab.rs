@@ -6,6 +6,7 @@ use super::qemu::beside_qemu;
 use super::{Report, Row, Subject, restores};
 use crate::guests::Guest;
 use crate::lab::{Lab, microvm};
+use crate::lost;
 use crate::stories;
 use crate::vm::TestVm;
 use anyhow::{Context, Result, ensure};
@@ -17,21 +18,30 @@ use std::time::Duration;
 const REPORT: &str = "report ";
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// Runs a part of this program in a lab: what [`inside`] or [`qemu_inside`] does.
+/// Runs a part of this program in a lab: what [`inside`] or [`qemu_inside`] does. If the lab loses a guest it is started once more, aloud.
 ///
 /// # Errors
 /// The lab fails, or says nothing.
 pub fn in_the_lab(part: &str) -> Result<Report> {
+    let (mut status, mut output) = told(part)?;
+    if status != 0 && lost::by_the_lab(&output) {
+        eprintln!("bench: the lab lost a guest, and is started once more; it had said:\n{output}");
+        (status, output) = told(part)?;
+    }
+    ensure!(status == 0, "the lab ended with status {status}:\n{output}");
+    let report = output.lines().find_map(|line| line.strip_prefix(REPORT));
+    Ok(serde_json::from_str(report.with_context(|| format!("no report:\n{output}"))?)?)
+}
+
+/// The lab's status, and what it said.
+fn told(part: &str) -> Result<(u8, String)> {
     let extra = tempfile::tempdir()?;
     fs::copy(std::env::current_exe()?, extra.path().join("bench"))?;
     microvm::install(&extra.path().join("qemu"))?;
     let mut output = Vec::new();
     let lab = Lab::new().extra(extra.path()).limit(LIMIT);
     let status = lab.stream(&format!("/extra/bench inside {part}"), &mut output)?;
-    let output = String::from_utf8_lossy(&output);
-    ensure!(status == 0, "the lab ended with status {status}:\n{output}");
-    let report = output.lines().find_map(|line| line.strip_prefix(REPORT));
-    Ok(serde_json::from_str(report.with_context(|| format!("no report:\n{output}"))?)?)
+    Ok((status, String::from_utf8_lossy(&output).into_owned()))
 }
 
 /// A live snapshot of a guest under load, beside one for all of which it stands still.
