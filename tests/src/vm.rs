@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The longest that anything may take: Linux boots in tens of seconds in a busy lab.
 pub const LIMIT: Duration = Duration::from_secs(240);
@@ -65,11 +65,27 @@ pub fn ends_within(child: &mut Child, time: Duration) -> io::Result<bool> {
     Ok(child.try_wait()?.is_some())
 }
 
+/// When a line was read from the process, whenever somebody wants it: by the clock that goes on, and by the one that is set.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// By which time is measured.
+    pub at: Instant,
+    /// What the host's wall clock said.
+    pub wall: SystemTime,
+}
+
+impl Arrival {
+    fn now() -> Self {
+        Self { at: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
 /// A running `vmm run` or `vmm restore`.
 pub struct TestVm {
     child: Child,
-    lines: Receiver<String>,
+    lines: Receiver<(String, Arrival)>,
     seen: Vec<String>,
+    last: Arrival,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -116,7 +132,8 @@ impl TestVm {
             .stderr(writer)
             .spawn()
             .with_context(|| format!("cannot run {command:?}"))?;
-        Ok(Self { child, lines: lines_of(output), seen: Vec::new(), socket, _dir: dir })
+        let last = Arrival::now();
+        Ok(Self { child, lines: lines_of(output), seen: Vec::new(), last, socket, _dir: dir })
     }
 
     /// Restores a snapshot.
@@ -167,8 +184,9 @@ impl TestVm {
     /// The process ends first, or the deadline passes.
     pub fn next_line(&mut self, deadline: Instant) -> Result<String> {
         match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
+            Ok((line, arrival)) => {
                 self.seen.push(line.clone());
+                self.last = arrival;
                 Ok(line)
             }
             Err(RecvTimeoutError::Timeout) => bail!("the time is up; the last lines were:\n{}", self.tail()),
@@ -224,6 +242,7 @@ impl TestVm {
     fn last_words(&self) -> String {
         let deadline = Instant::now() + Duration::from_secs(1);
         let next = || self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        let next = || next().map(|(line, _)| line);
         [self.tail()].into_iter().chain(std::iter::from_fn(next)).collect::<Vec<_>>().join("\n")
     }
 
@@ -263,7 +282,7 @@ impl TestVm {
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
-                self.seen.extend(self.lines.iter());
+                self.seen.extend(self.lines.iter().map(|(line, _)| line));
                 return status.code().with_context(|| format!("vmm was killed: {status}\n{}", self.tail()));
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -287,6 +306,11 @@ impl TestVm {
         self.child.id()
     }
 
+    /// When the line came that was handed out last.
+    pub fn last_arrival(&self) -> Arrival {
+        self.last
+    }
+
     /// All lines so far.
     pub fn seen(&self) -> &[String] {
         &self.seen
@@ -294,7 +318,7 @@ impl TestVm {
 
     /// The last lines, with those that nobody has waited for.
     pub fn last_lines(&mut self) -> String {
-        self.seen.extend(self.lines.try_iter());
+        self.seen.extend(self.lines.try_iter().map(|(line, _)| line));
         self.tail()
     }
 
@@ -349,7 +373,7 @@ fn die_with_the_test() -> io::Result<()> {
 }
 
 /// Lines as they come; a last one without an end of line counts.
-fn lines_of(output: PipeReader) -> Receiver<String> {
+fn lines_of(output: PipeReader) -> Receiver<(String, Arrival)> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         let mut reader = BufReader::new(output);
@@ -357,7 +381,7 @@ fn lines_of(output: PipeReader) -> Receiver<String> {
         while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             line.clear();
-            if sender.send(text).is_err() {
+            if sender.send((text, Arrival::now())).is_err() {
                 return;
             }
         }

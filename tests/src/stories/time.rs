@@ -5,7 +5,7 @@
 use super::host_clock::HostClock;
 use crate::forge;
 use crate::guests::Guest;
-use crate::vm::TestVm;
+use crate::vm::{Arrival, TestVm};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -45,7 +45,9 @@ const SKEW: u64 = 250_000;
 #[derive(Clone, Debug)]
 struct Clocks {
     monotonic: i64,
-    /// By which each clock was behind the host's when the line came; what the line took on its way included.
+    /// When the line came.
+    at: Instant,
+    /// By which each clock was behind the host's then; what the line took on its way included.
     wall_lag: i64,
     rtc_lag: i64,
     ptp_lag: Option<i64>,
@@ -57,18 +59,19 @@ impl Clocks {
     fn next(vm: &mut TestVm) -> Result<Self> {
         loop {
             let line = vm.wait_for("clocks realtime=")?;
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() as i64;
-            if let Some(clocks) = Self::parse(&line, now) {
+            if let Some(clocks) = Self::parse(&line, vm.last_arrival()) {
                 return Ok(clocks);
             }
         }
     }
 
-    fn parse(line: &str, now: i64) -> Option<Self> {
+    fn parse(line: &str, Arrival { at, wall }: Arrival) -> Option<Self> {
+        let now = wall.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos() as i64;
         let field = |name: &str| line.split(name).nth(1)?.split(' ').next();
         let number = |name: &str| field(name)?.parse::<i64>().ok();
         Some(Self {
             monotonic: number("monotonic=")?,
+            at,
             wall_lag: now - number("realtime=")?,
             rtc_lag: now - number("rtc=")? * SECOND,
             ptp_lag: number("ptp=").map(|ptp| now - ptp),
@@ -84,8 +87,6 @@ struct Kept<'a> {
     /// Its first and its last line.
     first: Clocks,
     last: Clocks,
-    /// When the last came.
-    at: Instant,
 }
 
 impl<'a> Kept<'a> {
@@ -93,9 +94,8 @@ impl<'a> Kept<'a> {
         let mut vm = TestVm::start(&guest.run_args())?;
         let first = Clocks::next(&mut vm)?;
         let last = (0..3).map(|_| Clocks::next(&mut vm)).last().context("no line")??;
-        let at = Instant::now();
         vm.snapshot_and_stop(file)?;
-        Ok(Self { guest, file, first, last, at })
+        Ok(Self { guest, file, first, last })
     }
 
     fn restore(&self, policy: &str) -> Result<TestVm> {
@@ -126,8 +126,8 @@ impl<'a> Kept<'a> {
 
     /// Guest time since the snapshot less real time, in nanoseconds, at the last of these lines.
     fn gained(&self, lines: &[Clocks]) -> i64 {
-        let guest = lines[lines.len() - 1].monotonic - self.last.monotonic;
-        guest - self.at.elapsed().as_nanos() as i64
+        let last = &lines[lines.len() - 1];
+        last.monotonic - self.last.monotonic - (last.at - self.last.at).as_nanos() as i64
     }
 }
 
