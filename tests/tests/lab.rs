@@ -43,7 +43,7 @@ fn the_commands_status_and_bytes_come_back_unchanged() {
 #[test]
 fn output_comes_while_the_command_runs() {
     let mut out = Stopwatch::default();
-    let status = Lab::new().stream("printf early; sleep 3; printf ' \\000\\377'", &mut out).unwrap();
+    let status = Lab::new().stream("printf early; sleep 8; printf ' \\000\\377'", &mut out).unwrap();
     assert_eq!((status, out.bytes), (0, b"early \x00\xff".to_vec()));
     let ahead = out.first.unwrap().elapsed();
     assert!(ahead > Duration::from_millis(2500), "the first byte came only {ahead:?} before the end");
@@ -51,7 +51,10 @@ fn output_comes_while_the_command_runs() {
 
 #[test]
 fn a_command_that_never_ends_is_stopped_at_the_limit() {
-    let limit = Duration::from_secs(40);
+    // The start counts, and takes as long as others let it.
+    let began = Instant::now();
+    Lab::new().run("true").unwrap();
+    let limit = Duration::from_secs(20) + 2 * began.elapsed();
     let began = Instant::now();
     let result = Lab::new().limit(limit).run("echo begun; while :; do :; done").unwrap();
     assert_eq!((result.status, result.timed_out, result.output.as_str()), (TIMED_OUT, true, "begun\n"));

@@ -70,7 +70,8 @@ fn all() -> Vec<(String, Story)> {
         let mut add = |name: &str, story: Story| stories.push((format!("{version}/{name}"), story));
         let linux = move |run: &str| Guest::linux(version, run);
         add("restart", Box::new(move |dir| stories::same_boot(&linux(stories::TELL_BOOT_ID), dir)));
-        add("by-stub", Box::new(move |dir| stories::by_stub(&linux(stories::TELL_BOOT_ID).cpus(2), dir)));
+        let telling = move || linux(stories::TELL_BOOT_ID).cpus(2).proof("boot_id ");
+        add("by-stub", Box::new(move |dir| stories::by_stub(&telling(), dir)));
         add(
             "expect-kernel",
             Box::new(move |dir| stories::knows_its_kernel(&linux("").image("vmlinuz"), dir)),

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 /// `free` for 48 MiB in its tmpfs, in huge pages, since a guest reports no smaller pieces (`pageblock_order` in its mm/page_reporting.c), and
 /// of small pages it is chance how many lie together when they are free; `draw` for 16 bytes of the device's entropy, behind what the kernel has read in advance and
 /// twins have in common.
-pub const OBEY: &str = "fill() { yes | head -c 50331648 > /tmp/big; }; free() { rm /tmp/big; }; \
+pub const OBEY: &str = "fill() { yes | head -c 50331648 > /tmp/big; grep ShmemHugePages /proc/meminfo; }; free() { rm /tmp/big; }; \
      draw() { head -c 4096 /dev/hwrng | tail -c 16 | od -An -tx1 | tr -d ' '; }; \
-     mount -o remount,huge=always /tmp; \
+     mount -o remount,huge=always /tmp || echo FAIL huge; \
      cat /sys/class/misc/hw_random/rng_current; exec 0<>/dev/hvc0 1>&0; echo listening; \
      while read -r word; do echo $word: $($word) done; done";
 
@@ -75,7 +75,9 @@ fn gives_memory(vm: &mut TestVm) -> Result<()> {
 /// A file is written and removed: the memory that it took is in a snapshot, and a while later most of it in none.
 fn reports_free_memory(vm: &mut TestVm, dir: &Path) -> Result<()> {
     let scratch = dir.join("scratch");
-    obeys(vm, "fill")?;
+    let told = obeys(vm, "fill")?;
+    let huge = told.split_once("ShmemHugePages: ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+    ensure!(huge.is_some_and(|kib: u64| kib << 10 >= FILLED), "not all of it is in huge pages: {told}");
     let stored = |vm: &TestVm| -> Result<u64> {
         vm.snapshot(&scratch, "resume")?["stored_bytes"].as_u64().context("stored_bytes")
     };

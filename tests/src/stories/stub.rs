@@ -20,6 +20,7 @@ use std::path::Path;
 pub fn by_stub(guest: &Guest, dir: &Path) -> Result<()> {
     let (file, again) = (dir.join("snapshot"), dir.join("again"));
     let mut vm = TestVm::start(&guest.run_args())?;
+    vm.wait_for(guest.proof)?;
     (0..3).try_for_each(|_| vm.wait_for(guest.pulse).map(drop))?;
     let before = keep(guest, &mut vm, &file)?;
 
