@@ -6,10 +6,12 @@
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use snapshot::Section;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::tempdir;
 use vmm_tests::crash::Dice;
 use vmm_tests::guests::Guest;
@@ -18,6 +20,9 @@ use vmm_tests::{effort, forge};
 
 /// How long a machine that is made of one may run. This one has a tick each millisecond.
 const A_WHILE: Duration = Duration::from_millis(60);
+/// How long it may take to answer, or to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+const STATUS: &[u8] = b"GET /api/v1/vm.info HTTP/1.1\r\nHost: vmm\r\n\r\n";
 /// The address space that the program may have, in bytes; an honest one takes less than half.
 const ADDRESSES: u64 = 1 << 30;
 
@@ -67,21 +72,40 @@ fn change(sections: &mut [Section], dice: &mut Dice) -> String {
     done
 }
 
-/// Whether it ends by itself.
+/// Whether it ends by itself: before there is a machine, or soon after.
 fn restored(file: &Path) -> Result<bool> {
+    let socket = file.with_extension("api");
     let mut command = Command::new(program());
-    command.args(["restore", "--verify", "none"]).arg(file);
+    command.args(["restore", "--verify", "none", "--api"]).args([&socket, file]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: a system call like any other, and safe between fork and exec.
     unsafe { command.pre_exec(limit_addresses) };
     let mut vmm = command.spawn()?;
-    let ended = ends_within(&mut vmm, A_WHILE)?;
+    let ended = !has_a_machine(&mut vmm, &socket)? || ends_within(&mut vmm, A_WHILE)?;
     vmm.kill()?;
     let output = vmm.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!said.contains("panicked") && !said.contains("memory allocation"), "{said}");
     ensure!(!ended || output.status.code().is_some(), "{}: {said}", output.status);
     Ok(ended)
+}
+
+/// Waits until the monitor answers, as it does when the machine is made, or the program has ended.
+fn has_a_machine(vmm: &mut Child, socket: &Path) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    while !ends_within(vmm, Duration::from_millis(1))? {
+        ensure!(Instant::now() < deadline, "it neither answers nor ends");
+        if UnixStream::connect(socket).is_ok_and(is_answered) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Who ends meanwhile hangs up.
+fn is_answered(mut api: UnixStream) -> bool {
+    let asked = api.set_read_timeout(Some(PATIENCE)).and_then(|()| api.write_all(STATUS));
+    asked.is_ok() && matches!(api.read(&mut [0]), Ok(1))
 }
 
 fn limit_addresses() -> std::io::Result<()> {
