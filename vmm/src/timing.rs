@@ -23,6 +23,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(1);
 /// A guest that needs no new memory for so long has its working set.
 const QUIET: u64 = 100_000_000;
+/// And this often: where all of the host stood still, nobody has been quiet.
+const QUIET_LOOKS: u32 = 50;
 /// One that goes on for longer has none that could be told.
 const PATIENCE: u64 = 10_000_000_000;
 
@@ -118,15 +120,17 @@ pub fn settle(first: &FirstRun) -> Option<Settled> {
     // Now all of the threads have their names.
     let faults = Faults::of("vcpu").ok()?;
     let start = now();
-    let (mut count, mut at) = (faults.count()?, start);
+    let (mut count, mut at, mut looks) = (faults.count()?, start, 0);
     let quiet = loop {
         std::thread::sleep(LOOK);
         let (seen, time) = (faults.count()?, now());
+        looks += 1;
         if seen != count {
-            (count, at) = (seen, time);
+            (count, at, looks) = (seen, time, 0);
         }
-        if time - at >= QUIET || time - start >= PATIENCE {
-            break time - at >= QUIET;
+        let quiet = time - at >= QUIET && looks >= QUIET_LOOKS;
+        if quiet || time - start >= PATIENCE {
+            break quiet;
         }
     };
     let before = first.faults_before.get().copied().unwrap_or(0);
