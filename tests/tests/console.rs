@@ -12,12 +12,16 @@ use vmm_tests::vm::{ends_within, program, vmm};
 const PIPE: usize = 4096;
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn until(mut holds: impl FnMut() -> bool) -> bool {
+/// Whether it was so at some time.
+fn seen(is_so: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + LIMIT;
-    while !holds() && Instant::now() < deadline {
+    while Instant::now() < deadline {
+        if is_so() {
+            return true;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
-    holds()
+    false
 }
 
 /// Whether the first vCPU, which has the process's first thread, waits for room: it writes, or polls for that. It does neither for anything else.
@@ -44,7 +48,7 @@ fn an_unread_console_holds_up_neither_commands_nor_the_end() -> Result<()> {
         .stdin(Stdio::null())
         .stdout(output)
         .spawn()?;
-    let waits = until(|| waits_for_room(child.id()));
+    let waits = seen(|| waits_for_room(child.id()));
     // The first answer was followed by the question that nobody answered.
     let asked = || vmm(["status", "--api", socket.to_str().context("path")?]);
     let answers = [asked()?, asked()?];
