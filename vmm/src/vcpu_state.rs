@@ -145,7 +145,7 @@ impl HostVcpu {
 /// Reads everything. The vCPU must be stopped, with no I/O left to complete.
 ///
 /// Order: MP_STATE first, because reading it makes KVM work off pending INIT and SIPI, which changes the registers;
-/// the timer's deadline, which is an MSR, before the LAPIC page, because where the timer's interrupt needs no exit (APICv) KVM may deliver
+/// the timer's deadline, which is an MSR, before the LAPIC page, because where the timer's interrupt needs no exit (APICv) KVM may deliver (`apic_timer_expired`)
 /// it between the two, though the vCPU stands still: the deadline is zero then, and the interrupt in the page. In this order it is in one of them, or
 /// in both and the guest hears of it twice; in the other it could be in neither, and the guest would never hear that timer again;
 /// events last, because reading XSAVE and the registers may move an injected exception into them. `cpuid` is what the vCPU
