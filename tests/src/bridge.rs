@@ -3,14 +3,13 @@
 //! In: names. Out: interfaces with addresses, and where a bridge believes that a station is. Holds: what a value made goes
 //! with it. It needs root and Debian's `ip`, which the lab has.
 
-use crate::vm::LIMIT;
+use crate::vm::until;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// The host's address on every network here.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -141,7 +140,7 @@ pub fn ip(words: &str) -> Result<()> {
 /// address.
 ///
 /// # Errors
-/// It answers none within [`LIMIT`].
+/// It answers none within [`LIMIT`](crate::vm::LIMIT).
 pub fn ping(mut command: Command) -> Result<()> {
     command.args(["-c", "1", "-W", "5", &GUEST.to_string()]);
     until("an answer to a ping", || {
@@ -181,7 +180,7 @@ impl Watch {
     /// The frame, as tcpdump tells it.
     ///
     /// # Errors
-    /// [`LIMIT`] passes without one.
+    /// [`LIMIT`](crate::vm::LIMIT) passes without one.
     pub fn seen(mut self) -> Result<String> {
         until("such a frame", || Ok(self.0.try_wait()?))?;
         let mut line = String::new();
@@ -196,19 +195,4 @@ impl Drop for Watch {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Asks again and again until there is something.
-///
-/// # Errors
-/// [`LIMIT`] passes, or asking fails.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + LIMIT;
-    while Instant::now() < deadline {
-        if let Some(answer) = ask()? {
-            return Ok(answer);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    bail!("the time is up while waiting for {what}")
 }

@@ -65,6 +65,21 @@ pub fn ends_within(child: &mut Child, time: Duration) -> io::Result<bool> {
     Ok(child.try_wait()?.is_some())
 }
 
+/// Asks again and again until there is something.
+///
+/// # Errors
+/// [`LIMIT`] passes, or asking fails.
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("the time is up while waiting for {what}")
+}
+
 /// When a line was read from the process, whenever somebody wants it: by the clock that goes on, and by the one that is set.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
@@ -241,8 +256,10 @@ impl TestVm {
     /// Why a VM ends that says so; one that does not end says no more than a second's lines.
     fn last_words(&self) -> String {
         let deadline = Instant::now() + Duration::from_secs(1);
-        let next = || self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
-        let next = || next().map(|(line, _)| line);
+        let next = || {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.lines.recv_timeout(left).ok().map(|(line, _)| line)
+        };
         [self.tail()].into_iter().chain(std::iter::from_fn(next)).collect::<Vec<_>>().join("\n")
     }
 

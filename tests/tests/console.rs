@@ -5,24 +5,11 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vmm_tests::guests::Guest;
-use vmm_tests::vm::{ends_within, program, vmm};
+use vmm_tests::vm::{ends_within, program, until, vmm};
 
 const PIPE: usize = 4096;
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Whether it was so at some time.
-fn seen(is_so: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + LIMIT;
-    while Instant::now() < deadline {
-        if is_so() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    false
-}
 
 /// Whether the first vCPU, which has the process's first thread, waits for room: it writes, or polls for that. It does neither for anything else.
 fn waits_for_room(process: u32) -> bool {
@@ -48,7 +35,7 @@ fn an_unread_console_holds_up_neither_commands_nor_the_end() -> Result<()> {
         .stdin(Stdio::null())
         .stdout(output)
         .spawn()?;
-    let waits = seen(|| waits_for_room(child.id()));
+    let waits = until("the vCPU that waits for room", || Ok(waits_for_room(child.id()).then_some(())));
     // The first answer was followed by the question that nobody answered.
     let asked = || vmm(["status", "--api", socket.to_str().context("path")?]);
     let answers = [asked()?, asked()?];
@@ -57,7 +44,7 @@ fn an_unread_console_holds_up_neither_commands_nor_the_end() -> Result<()> {
     let ended = ends_within(&mut child, Duration::from_secs(20))?;
     child.kill()?;
     child.wait()?;
-    ensure!(waits, "no vCPU waits for room in the pipe");
+    waits?;
     ensure!(answers.iter().all(|answer| answer.status.success()), "status: {answers:?}");
     ensure!(ended, "vmm does not hear SIGTERM");
     Ok(())

@@ -17,7 +17,7 @@ use vmm_tests::stories;
 use vmm_tests::vm::{LIMIT, TestVm};
 
 const ROUNDS: usize = 20;
-/// Single turns have ratios a fifth apart (their quartiles, on a machine that is shared), so a median of 60 differs by a tenth and more from
+/// Single turns have ratios a third apart (their quartiles, on a machine that is shared), so a median of 60 differs by a tenth and more from
 /// one run to the next; one of so many by half of that.
 const RESTORES: usize = 240;
 const LAB_ROUNDS: usize = 10;

@@ -3,9 +3,9 @@
 use super::disks::{WORK, check_disk, wait_for_commits, worker_with};
 use super::incremental::is_all;
 use super::keeping::captured_again;
-use crate::bridge::{Bridge, ping, until};
+use crate::bridge::{Bridge, ping};
 use crate::guests::Guest;
-use crate::vm::{TestVm, program};
+use crate::vm::{TestVm, program, until};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;

@@ -3,9 +3,9 @@
 use super::host_clock::HostClock;
 use super::time::wall_lag;
 use super::{capture_again, refused, vmm_with};
-use crate::bridge::{Bridge, GUEST, HOST, Watch, open_tap, ping, until};
+use crate::bridge::{Bridge, GUEST, HOST, Watch, open_tap, ping};
 use crate::guests::Guest;
-use crate::vm::{LIMIT, TestVm};
+use crate::vm::{LIMIT, TestVm, until};
 use anyhow::{Context, Result, ensure};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
